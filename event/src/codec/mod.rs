@@ -1,0 +1,153 @@
+//! The seam between columns and the log's bytes: `ChangeBatch -> Encoder -> RecordBlock -> log -> RecordRef -> Decoder ->
+//! ChangeBatch`.
+
+use std::ops::Range;
+
+use crate::batch::ChangeBatch;
+use crate::error::{Error, Result};
+
+/// The header of every data record of ours. Its form is the codec's business.
+pub const HEADER: &str = "lakeward";
+
+/// Turns batches into records. One encoder serves one source; it keeps no state between batches but buffers.
+pub trait Encoder: Send {
+    /// Appends the batch's rows to `out` as records of a topic with `partitions` partitions. A row's partition is murmur2 of
+    /// its key in the `json` form (of the whole row where there is no key); a truncate goes to every partition. The order of
+    /// rows is kept within each partition.
+    fn encode(&mut self, batch: &ChangeBatch, partitions: i32, out: &mut RecordBlock) -> Result<()>;
+}
+
+/// Turns one topic's records into batches. Records of several schema versions end up in several batches.
+pub trait Decoder: Send {
+    /// Takes one record. On an error the decoder is as it was before: the record is a dead letter and the rest goes on.
+    fn push(&mut self, record: &RecordRef<'_>) -> Result<()>;
+    /// Rows taken since the last flush.
+    fn rows(&self) -> usize;
+    /// Everything taken since the last flush, rows in the order of `push`, a batch per run of one schema version.
+    fn flush(&mut self) -> Result<Vec<ChangeBatch>>;
+}
+
+/// A record as a reader of the log sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordRef<'a> {
+    pub topic: &'a str,
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<&'a [u8]>,
+    /// None: a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Value of the header [`HEADER`].
+    pub header: Option<&'a [u8]>,
+}
+
+/// Encoded records of one topic, in one buffer.
+#[derive(Debug, Default)]
+pub struct RecordBlock {
+    data: Vec<u8>,
+    records: Vec<Span>,
+}
+
+#[derive(Debug, Clone)]
+struct Span {
+    partition: i32,
+    /// key `start..key_end`, value `key_end..value_end`, header `value_end..end`
+    start: usize,
+    key_end: usize,
+    value_end: usize,
+    end: usize,
+    key: bool,
+    value: bool,
+    header: bool,
+}
+
+/// A record of a block.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockRecord<'a> {
+    pub partition: i32,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub header: Option<&'a [u8]>,
+}
+
+impl RecordBlock {
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+    /// Bytes of keys, values and headers.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+    pub fn clear(&mut self) {
+        self.data.clear();
+        self.records.clear();
+    }
+
+    /// Where encoders write; what they have written since becomes a record by [`push_written`](Self::push_written).
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.data
+    }
+
+    /// Makes a record of the bytes in the buffer from `start` on, which lie as key, value, header; a range of `None` says
+    /// the part is absent.
+    pub fn push_written(
+        &mut self,
+        partition: i32,
+        start: usize,
+        key: Option<Range<usize>>,
+        value: Option<Range<usize>>,
+        header: Option<Range<usize>>,
+    ) -> Result<()> {
+        let key_end = key.as_ref().map_or(start, |r| r.end);
+        let value_end = value.as_ref().map_or(key_end, |r| r.end);
+        let end = header.as_ref().map_or(value_end, |r| r.end);
+        let adjoin = key.as_ref().is_none_or(|r| r.start == start)
+            && value.as_ref().is_none_or(|r| r.start == key_end)
+            && header.as_ref().is_none_or(|r| r.start == value_end);
+        if !adjoin || end > self.data.len() || start > key_end || key_end > value_end || value_end > end {
+            return Err(Error::inconsistent("record block", "key, value and header must follow each other"));
+        }
+        self.records.push(Span {
+            partition,
+            start,
+            key_end,
+            value_end,
+            end,
+            key: key.is_some(),
+            value: value.is_some(),
+            header: header.is_some(),
+        });
+        Ok(())
+    }
+
+    /// Copies a whole record in: for control records and barriers, not for the hot path.
+    pub fn push(&mut self, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>, header: Option<&[u8]>) {
+        let start = self.data.len();
+        for part in [key, value, header].into_iter().flatten() {
+            self.data.extend_from_slice(part);
+        }
+        let key_end = start + key.map_or(0, <[u8]>::len);
+        let value_end = key_end + value.map_or(0, <[u8]>::len);
+        self.records.push(Span {
+            partition,
+            start,
+            key_end,
+            value_end,
+            end: self.data.len(),
+            key: key.is_some(),
+            value: value.is_some(),
+            header: header.is_some(),
+        });
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = BlockRecord<'_>> {
+        self.records.iter().map(|s| BlockRecord {
+            partition: s.partition,
+            key: s.key.then(|| &self.data[s.start..s.key_end]),
+            value: s.value.then(|| &self.data[s.key_end..s.value_end]),
+            header: s.header.then(|| &self.data[s.value_end..s.end]),
+        })
+    }
+}

@@ -1,0 +1,28 @@
+//! What a change is: the types every stage of Lakeward shares. No I/O, no Iceberg types.
+//!
+//! `source rows -> ChangeBatch -> log record -> ChangeBatch -> rows of a table`
+//!
+//! # Layout
+//! - [`types`]: logical types of columns and their Arrow form
+//! - [`schema`]: a table's identity, columns and key under one schema version
+//! - [`batch`]: [`ChangeBatch`], the unit of work: consecutive changes of one table, as columns
+//! - [`position`]: a place in a source
+//! - [`checkpoint`]: what a connector writes last into every append
+//! - [`names`]: topics, namespaces, tables
+//! - [`codec`]: bytes of the log to and from `ChangeBatch`
+
+pub mod batch;
+pub mod checkpoint;
+pub mod codec;
+pub mod error;
+pub mod names;
+pub mod position;
+pub mod schema;
+pub mod types;
+
+pub use batch::{ChangeBatch, ChangeColumns, ChangeMeta, Op};
+pub use checkpoint::{Checkpoint, CheckpointDraft, Ends};
+pub use error::{Error, Result};
+pub use position::Position;
+pub use schema::{Column, TableId, TableSchema};
+pub use types::LogicalType;

@@ -1,0 +1,192 @@
+//! Configuration: `lakeward.toml` and the environment -> checked [`Config`] -> every role.
+//!
+//! The types are what the program needs; a field says its unit and the reason of its default.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// A whole, checked configuration. Defaults are filled in.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Prefixes transactional ids, slots and publications.
+    pub name: String,
+    /// Caches, spill and the embedded defaults.
+    pub state_dir: PathBuf,
+    /// The grid on which all sources place their checkpoints.
+    pub checkpoint_interval: Duration,
+    pub sources: Vec<SourceConfig>,
+    /// By topic name or glob, as written.
+    pub tables: BTreeMap<String, TableConfig>,
+    pub log: LogConfig,
+    pub catalog: CatalogConfig,
+    pub warehouse: WarehouseConfig,
+    pub sink: SinkConfig,
+    pub query: QueryConfig,
+    pub telemetry: TelemetryConfig,
+}
+
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    pub name: String,
+    pub kind: SourceKind,
+    /// With its password: never logged.
+    pub url: Secret,
+    /// Globs on `schema.table`; empty: all of the user's tables.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    /// Schema (PostgreSQL: `public`) or database (MongoDB: the URL's path) whose tables get the namespace `<source>`.
+    pub default_schema: String,
+    /// Bytes of WAL the slot may hold back.
+    pub wal_budget: u64,
+    pub on_budget: OnBudget,
+    /// PostgreSQL: an existing slot or publication to adopt; default `<config name>_<source>`.
+    pub slot: String,
+    pub publication: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    Postgres,
+    Mongodb,
+    Debezium,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnBudget {
+    Resnapshot,
+    Stop,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct TableConfig {
+    /// `always`, `conflict` or `never`; None: by the collection's post-images.
+    pub document: Option<DocumentRule>,
+}
+
+/// When a MongoDB table keeps the whole original document in `_doc`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DocumentRule {
+    Always,
+    Conflict,
+    Never,
+}
+
+#[derive(Debug, Clone)]
+pub enum LogConfig {
+    /// No `[log]` section.
+    Embedded,
+    Kafka(KafkaConfig),
+}
+
+#[derive(Debug, Clone)]
+pub struct KafkaConfig {
+    pub brokers: String,
+    pub codec: Codec,
+    /// For topics that Lakeward creates.
+    pub partitions: i32,
+    pub replication: i32,
+    pub retention: Duration,
+    /// librdkafka properties, passed through; values may be secrets.
+    pub client: BTreeMap<String, Secret>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    Json,
+    Avro,
+    Arrow,
+}
+
+#[derive(Debug, Clone)]
+pub struct CatalogConfig {
+    pub kind: CatalogKind,
+    pub name: String,
+    /// `sqlite:…` or `postgresql://…`
+    pub url: Secret,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CatalogKind {
+    Sql,
+    Rest,
+}
+
+#[derive(Debug, Clone)]
+pub struct WarehouseConfig {
+    /// `file:///…` or `s3://bucket/prefix`, no slash at the end.
+    pub url: String,
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub access_key_id: Option<Secret>,
+    pub secret_access_key: Option<Secret>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SinkConfig {
+    /// A power of two times `checkpoint_interval`.
+    pub commit_interval: Duration,
+    /// Bytes: everything the sink buffers, the key index included.
+    pub memory: u64,
+    pub on_bad_record: OnBadRecord,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnBadRecord {
+    DeadLetter,
+    Stop,
+}
+
+#[derive(Debug, Clone)]
+pub struct QueryConfig {
+    pub postgres: Option<String>,
+    pub flight: Option<String>,
+    pub http: Option<String>,
+    pub users: Vec<QueryUser>,
+}
+
+#[derive(Debug, Clone)]
+pub struct QueryUser {
+    pub name: String,
+    pub password: Secret,
+}
+
+#[derive(Debug, Clone)]
+pub struct TelemetryConfig {
+    /// Address of `/metrics`, `/healthz`, `/readyz`; None: not served.
+    pub listen: Option<String>,
+}
+
+/// A value that prints and serializes as `****`.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(SecretString::from(value.into()))
+    }
+    /// The value itself, for the one place that connects with it.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("****")
+    }
+}
+
+impl std::fmt::Display for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("****")
+    }
+}
+
+impl serde::Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str("****")
+    }
+}

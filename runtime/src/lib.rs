@@ -1,0 +1,16 @@
+//! Process plumbing without domain: everything a daemon needs that is not about changes or tables.
+//!
+//! # Layout
+//! - [`error`]: errors by what the caller does next
+//! - [`config`]: `lakeward.toml` and the environment to a checked [`config::Config`]
+//! - [`crash`]: named points where tests kill the process
+//! - [`retry`], [`shutdown`], [`telemetry`], [`health`]
+
+pub mod config;
+pub mod crash;
+pub mod error;
+
+#[doc(hidden)]
+pub use fail;
+
+pub use error::{Action, Error, Result};
