@@ -184,9 +184,7 @@ impl<'a> Message<'a> {
             _ => None,
         };
         let message = match kind {
-            b'B' => {
-                Self::Begin { final_lsn: reader.u64()?, commit_time: reader.time()?, xid: reader.u32()? }
-            }
+            b'B' => Self::Begin { final_lsn: reader.u64()?, commit_time: reader.time()?, xid: reader.u32()? },
             b'C' => {
                 reader.u8()?; // flags, unused
                 Self::Commit { commit_lsn: reader.u64()?, end_lsn: reader.u64()?, commit_time: reader.time()? }
@@ -387,9 +385,7 @@ impl<'a> Reader<'a> {
     fn expect(&mut self, marker: u8) -> Result<()> {
         match self.u8()? {
             found if found == marker => Ok(()),
-            found => {
-                Err(self.error(format!("{:?} where {:?} belongs", char::from(found), char::from(marker))))
-            }
+            found => Err(self.error(format!("{:?} where {:?} belongs", char::from(found), char::from(marker)))),
         }
     }
 
