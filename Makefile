@@ -6,7 +6,7 @@ STACK := deploy/local/stack.sh
 .PHONY: help demo test up down status bench fmt lint install
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: install ## two services, their data in one lake, a kill -9, and the proof that nothing was lost; leaves nothing running
 	$(STACK) run deploy/demo/run.sh
