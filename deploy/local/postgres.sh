@@ -21,7 +21,8 @@ postgres_user() {
   # A checkout below a home that only root may enter: one capability lets the server pass, and only that.
   for caps in "" +dac_read_search; do
     AS=("${base[@]}" ${caps:+"--inh-caps=$caps" "--ambient-caps=$caps"} --)
-    "${AS[@]}" test -x "$STACK/data" 2>/dev/null && return 0
+    # Not `test -x`: access(2) judges by the user alone and leaves the capability out.
+    "${AS[@]}" stat "$STACK/data/." >/dev/null 2>&1 && return 0
   done
   die "user $user cannot enter $STACK; set LAKEWARD_STACK_DIR to a folder that it can"
 }
