@@ -165,6 +165,8 @@ end_jobs() {
   local job
   for job in "${JOBS[@]}"; do kill -TERM -- "-$job" 2>/dev/null || true; done
   wait
+  # A server that was just being started writes its pidfile itself, a moment later.
+  sleep 0.3
   JOBS=()
 }
 
@@ -215,8 +217,9 @@ print_env() {
     LAKEWARD_TEST_S3 "$(minio_url)"
 }
 
-run() {
-  local IDLE_BEFORE result=0
+IDLE_BEFORE=()
+run() { # COMMAND...
+  local result=0
   [ $# -gt 0 ] || die "run: which command?"
   NAMED=("${SERVERS[@]}")
   idle
@@ -228,9 +231,12 @@ run() {
   return $result
 }
 
-# The end of `run`, whatever ended it.
+# The end of `run`, whatever ended it. (A trap sees no function's local variables.)
 down_again() {
   local status=$?
+  # COMMAND and what it started, if it is us that were told to end. Servers are no longer children of anybody here.
+  # shellcheck disable=SC2046  # one word for each pid
+  kill -TERM $(descendants $$) 2>/dev/null || true
   [ "${#IDLE_BEFORE[@]}" = 0 ] || down "${IDLE_BEFORE[@]}"
   exit $status
 }
