@@ -21,6 +21,9 @@
 //!   order per partition. An offset below the log's start is an error (the log was cut off), never a reset.
 //! - **Checkpoints** are read in order of id, none left out.
 
+pub mod conformance;
+pub mod kafka;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
