@@ -196,8 +196,9 @@ impl State {
         let properties = client.properties(
             &[
                 ("compression.type", "zstd"),
-                // Records come in blocks of thousands: a few milliseconds fill batches, and a small append hardly waits.
-                ("linger.ms", "5"),
+                // Records come in blocks of thousands, faster than they leave: batches fill by themselves, and a small append
+                // hardly waits.
+                ("linger.ms", "2"),
                 ("batch.size", "1000000"),
                 ("batch.num.messages", "100000"),
                 // Copies of records on their way, at most: the blocks themselves are the caller's.
@@ -276,7 +277,7 @@ impl State {
         for block in blocks {
             self.send_block(block, deadline)?;
         }
-        self.flush("sending records")?;
+        self.flush("sending records", deadline)?;
         crash_point!("log.append.data_sent");
 
         let checkpoint = self.checkpoint(draft)?;
@@ -284,7 +285,7 @@ impl State {
         let topic = names::checkpoints_topic(&self.source);
         self.send(&topic, PARTITION, &untracked, None, Some(&value), None, deadline)?;
         crash_point!("log.append.checkpoint_sent");
-        self.flush("sending the checkpoint")?;
+        self.flush("sending the checkpoint", deadline)?;
         crash_point!("log.append.before_commit");
         self.producer.commit_transaction(COMMIT_TIMEOUT).map_err(|e| self.failed(e, "committing a transaction"))?;
         crash_point!("log.append.committed");
@@ -351,11 +352,16 @@ impl State {
         }
     }
 
-    /// Waits until everything sent is delivered.
-    fn flush(&self, what: &str) -> Result<()> {
-        let flushed = self.producer.flush(COMMIT_TIMEOUT);
-        self.check_deliveries(what)?;
-        flushed.map_err(|e| self.failed(e, what))
+    /// Waits until everything sent is delivered. rdkafka's own `flush` looks every 100 ms only.
+    fn flush(&self, what: &str, deadline: Instant) -> Result<()> {
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(1));
+            self.check_deliveries(what)?;
+            if Instant::now() > deadline {
+                return Err(self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), what));
+            }
+        }
+        self.check_deliveries(what)
     }
 
     fn check_deliveries(&self, what: &str) -> Result<()> {
