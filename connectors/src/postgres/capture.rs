@@ -1,7 +1,5 @@
 //! One captured table as the stream sees it: `Relation -> shape, binding, builder`.
 
-use std::sync::Arc;
-
 use lakeward_event::{ChangeBatch, TableSchema};
 use lakeward_runtime::{Error, Result};
 
@@ -11,7 +9,6 @@ use super::snapshot::state::Key;
 use super::tuple::{Binding, TableBuilder};
 
 pub struct Capture {
-    pub table: Table,
     pub shape: TableShape,
     pub binding: Binding,
     pub builder: TableBuilder,
@@ -21,7 +18,7 @@ pub struct Capture {
 
 impl Capture {
     /// None: the relation is not of this shape.
-    pub fn new(table: Table, shape: TableShape, relation: &Relation<'_>) -> Option<Self> {
+    pub fn new(table: &Table, shape: TableShape, relation: &Relation<'_>) -> Option<Self> {
         let binding = Binding::of(relation, &shape)?;
         let mut key_places = Vec::with_capacity(table.key.len());
         for index in &table.key {
@@ -29,7 +26,7 @@ impl Capture {
             key_places.push(relation.columns.iter().position(|c| c.name == name)?);
         }
         let builder = TableBuilder::new(&shape);
-        Some(Self { table, shape, binding, builder, key_places })
+        Some(Self { shape, binding, builder, key_places })
     }
 
     /// The key of a row as the server's text. None where it is not whole (an old row that is not the key's).
@@ -55,10 +52,6 @@ impl Capture {
             return Ok(None);
         }
         self.builder.finish().map(Some).map_err(|e| self.bad(e))
-    }
-
-    pub fn schema(&self) -> &Arc<TableSchema> {
-        self.shape.schema()
     }
 
     pub fn bad(&self, error: lakeward_event::Error) -> Error {

@@ -388,7 +388,7 @@ impl Stream {
             return Ok(());
         };
         let shape = self.register(&table).await?;
-        if let Some(capture) = Capture::new(table.clone(), shape, relation) {
+        if let Some(capture) = Capture::new(&table, shape, relation) {
             self.captures.insert(relation.oid, Some(capture));
             return Ok(());
         }
@@ -402,7 +402,7 @@ impl Stream {
         let capture = match older {
             Some(older) => {
                 let shape = self.register(&older).await?;
-                Capture::new(older, shape, relation)
+                Capture::new(&older, shape, relation)
             }
             None => None,
         };
