@@ -267,7 +267,8 @@ impl State {
         blocks: &[TopicBlock],
         draft: CheckpointDraft,
     ) -> Result<Checkpoint> {
-        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let begun = Instant::now();
+        let deadline = begun + COMMIT_TIMEOUT;
         self.producer.begin_transaction().map_err(|e| self.failed(e, "beginning a transaction"))?;
         crash_point!("log.append.begun");
 
@@ -295,9 +296,20 @@ impl State {
         self.producer.commit_transaction(COMMIT_TIMEOUT).map_err(|e| self.failed(e, "committing a transaction"))?;
         crash_point!("log.append.committed");
 
+        self.measure(blocks, begun);
         self.last_id = checkpoint.id;
         self.until_complete = if checkpoint.complete { COMPLETE_EVERY - 1 } else { self.until_complete - 1 };
         Ok(checkpoint)
+    }
+
+    fn measure(&self, blocks: &[TopicBlock], begun: Instant) {
+        let count = |total: usize| u64::try_from(total).unwrap_or(u64::MAX);
+        let source = || self.source.clone();
+        metrics::histogram!("lakeward_log_append_seconds", "source" => source()).record(begun.elapsed());
+        metrics::counter!("lakeward_log_records_total", "source" => source())
+            .increment(count(blocks.iter().map(|b| b.block.len()).sum()));
+        metrics::counter!("lakeward_log_bytes_total", "source" => source())
+            .increment(count(blocks.iter().map(|b| b.block.bytes()).sum()));
     }
 
     fn send_block(&self, block: &TopicBlock, deadline: Instant) -> Result<()> {
