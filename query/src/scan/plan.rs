@@ -10,12 +10,14 @@ use datafusion::common::Statistics;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::datasource::physical_plan::parquet::{ParquetAccessPlan, RowGroupAccess};
+use datafusion::execution::cache::cache_manager::FileMetadataCache;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::{StreamExt, TryStreamExt};
 use iceberg::spec::{DataContentType, DataFileFormat};
-use lakeward_lake::{Lake, LiveFile, Table, arrow_schema, position_deletes};
+use lakeward_lake::{Lake, LiveFile, SnapshotFiles, Table, arrow_schema, position_deletes};
 use lakeward_runtime::error::Context;
 use lakeward_runtime::{Error, Result};
+use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore};
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use roaring::RoaringTreemap;
@@ -110,14 +112,43 @@ impl Planner {
         };
         let schema = arrow_schema(iceberg_schema)?;
         let files = table.files(snapshot_id).await?;
+        let deletes = position_deletes(&self.lake, table, &files).await?;
+        let storage = self.lake.storage();
+        let reader = Reader {
+            store: storage.object_store(),
+            store_url: storage.url().to_string(),
+            footers: self.runtime.cache_manager.get_file_metadata_cache(),
+            path: &|location| storage.path(location),
+        };
+        reader.plan(snapshot_id, schema, &files, &deletes, before).await
+    }
+}
+
+/// Where data files are read from.
+pub(super) struct Reader<'a> {
+    pub store: Arc<dyn ObjectStore>,
+    pub store_url: String,
+    pub footers: Arc<dyn FileMetadataCache>,
+    /// The path in the store of a file's location.
+    pub path: &'a (dyn Fn(&str) -> Result<Path> + Sync),
+}
+
+impl Reader<'_> {
+    /// The plan of a snapshot from its live files and their deleted rows; files that `before` has as they are now are taken over.
+    pub async fn plan(
+        &self,
+        snapshot_id: i64,
+        schema: SchemaRef,
+        files: &SnapshotFiles,
+        deletes: &HashMap<String, Arc<RoaringTreemap>>,
+        before: Option<&Plan>,
+    ) -> Result<Plan> {
         for delete in &files.deletes {
             if delete.file.content_type() != DataContentType::PositionDeletes {
                 return Err(Error::refused("the table has equality deletes, which are not supported")
                     .with("file", delete.file.file_path()));
             }
         }
-        let deletes = position_deletes(&self.lake, table, &files).await?;
-
         let reusable = before.filter(|b| b.schema == schema);
         let planned = futures::stream::iter(files.data.iter().map(|live| {
             let deleted = deletes.get(live.file.file_path()).filter(|d| !d.is_empty()).cloned();
@@ -156,7 +187,7 @@ impl Planner {
             statistics: statistics::of_table(&schema, out.iter().filter_map(|f| f.statistics.as_deref()), gone),
             may_hold_nan: Arc::new(statistics::may_hold_nan(&schema, files.data.iter().map(|f| f.file.as_ref()))),
             schema,
-            store_url: self.lake.storage().url().to_string(),
+            store_url: self.store_url.clone(),
             files: out,
             has_selections: gone > 0,
             known,
@@ -170,7 +201,7 @@ impl Planner {
                 .with("file", file.file_path()));
         }
         let meta = ObjectMeta {
-            location: self.lake.storage().path(file.file_path())?,
+            location: (self.path)(file.file_path())?,
             // Files never change: a constant keeps the cached footer valid.
             last_modified: std::time::SystemTime::UNIX_EPOCH.into(),
             size: file.file_size_in_bytes(),
@@ -181,10 +212,9 @@ impl Planner {
             .with_statistics(Arc::new(statistics::of_file(schema, file)))
             .with_metadata_size_hint(FOOTER_HINT);
         if let Some(deleted) = deleted {
-            let store: Arc<dyn ObjectStore> = self.lake.storage().object_store();
-            let footer = DFParquetMetadata::new(&store, &planned.object_meta)
+            let footer = DFParquetMetadata::new(&self.store, &planned.object_meta)
                 .with_metadata_size_hint(Some(FOOTER_HINT))
-                .with_file_metadata_cache(Some(self.runtime.cache_manager.get_file_metadata_cache()))
+                .with_file_metadata_cache(Some(Arc::clone(&self.footers)))
                 .fetch_metadata()
                 .await
                 .map_err(|e| crate::engine::from_datafusion(e).with("file", file.file_path()))?;
@@ -213,7 +243,7 @@ impl Cache {
 }
 
 /// Which rows of each row group are live. `groups`: rows per row group; `deleted`: row numbers in the file.
-fn access(groups: &[u64], deleted: &RoaringTreemap) -> Vec<RowGroupAccess> {
+pub(super) fn access(groups: &[u64], deleted: &RoaringTreemap) -> Vec<RowGroupAccess> {
     let mut positions = deleted.iter().peekable();
     let mut start = 0u64;
     groups
@@ -245,9 +275,4 @@ fn access(groups: &[u64], deleted: &RoaringTreemap) -> Vec<RowGroupAccess> {
             }
         })
         .collect()
-}
-
-#[cfg(test)]
-pub(super) fn access_for_test(groups: &[u64], deleted: &RoaringTreemap) -> Vec<RowGroupAccess> {
-    access(groups, deleted)
 }
