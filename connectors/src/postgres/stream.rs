@@ -387,42 +387,37 @@ impl Stream {
             self.captures.insert(relation.oid, None);
             return Ok(());
         };
-        let shape = self.register(&table).await?;
-        if let Some(capture) = Capture::new(&table, shape, relation) {
-            self.captures.insert(relation.oid, Some(capture));
-            return Ok(());
-        }
-        // DDL has run since this was written.
         let id = TableId::new(&self.source.name, &table.schema, &table.name);
-        let known = match self.publisher().await?.newest(&id) {
-            Some(schema) => Some(schema.clone()),
-            None => None,
-        };
-        let older = as_of_relation(&table, relation, known.as_deref());
-        let capture = match older {
-            Some(older) => {
-                let shape = self.register(&older).await?;
-                Capture::new(&older, shape, relation)
+        let mut capture = Capture::new(&table, self.shape(&table).await?, relation);
+        if capture.is_none() {
+            // DDL has run since this was written.
+            let known = self.publisher().await?.versions(&id).to_vec();
+            if let Some(older) = as_of_relation(&*self.sql, &table, relation, &known).await? {
+                capture = Capture::new(&older, self.shape(&older).await?, relation);
             }
-            None => None,
-        };
+        }
         let Some(capture) = capture else {
             return Err(Error::resnapshot(
                 "the table was changed while its changes waited to be read, and their columns cannot be told any more",
             )
             .with("table", &id));
         };
+        self.publisher().await?.register(capture.shape.schema()).await?;
         self.captures.insert(relation.oid, Some(capture));
         Ok(())
     }
 
-    /// Gives a table's shape its version, and makes its topic and schema known.
+    /// A table's shape with its version.
+    async fn shape(&mut self, table: &Table) -> Result<TableShape> {
+        let shape = table.shape(&self.source.name, 0)?;
+        let version = self.publisher().await?.version_for(shape.schema());
+        table.shape(&self.source.name, version)
+    }
+
+    /// A table's shape, its topic and schema made known.
     async fn register(&mut self, table: &Table) -> Result<TableShape> {
-        let source = self.source.name.clone();
-        let publisher = self.publisher().await?;
-        let shape = table.shape(&source, 0)?;
-        let shape = table.shape(&source, publisher.version_for(shape.schema()))?;
-        publisher.register(shape.schema()).await?;
+        let shape = self.shape(table).await?;
+        self.publisher().await?.register(shape.schema()).await?;
         Ok(shape)
     }
 

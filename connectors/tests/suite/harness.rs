@@ -187,9 +187,9 @@ impl Source {
 
     /// The tables as a reader of the log has them.
     pub async fn tables(&self) -> Tables {
-        let mut tables = Tables::new();
+        let (mut tables, mut gone) = (Tables::new(), Tables::new());
         for change in self.changes().await {
-            apply(&mut tables, change);
+            apply(&mut tables, &mut gone, change);
         }
         tables
     }
@@ -341,22 +341,29 @@ fn changes_of(batch: &ChangeBatch, partition: i32) -> Vec<Change> {
 
 pub type Tables = BTreeMap<String, BTreeMap<Vec<String>, Vec<Option<String>>>>;
 
-fn apply(tables: &mut Tables, change: Change) {
+fn apply(tables: &mut Tables, gone: &mut Tables, change: Change) {
     let rows = tables.entry(change.table.clone()).or_default();
+    let gone = gone.entry(change.table.clone()).or_default();
     let key = |row: &Vec<Option<String>>| -> Vec<String> {
         change.keys.iter().map(|k| row[*k].clone().expect("a key is not null")).collect()
     };
     match change.op {
         Op::Truncate => rows.clear(),
         Op::Delete => {
-            rows.remove(&key(change.before.as_ref().unwrap()));
+            let key = key(change.before.as_ref().unwrap());
+            gone.extend(rows.remove(&key).map(|row| (key, row)));
         }
         Op::Create | Op::Update | Op::Read => {
             let mut after = change.after.clone().unwrap();
-            // A key change has deleted the old row in the change before; what it leaves out was there.
-            let old = change.before.as_ref().map_or_else(|| key(&after), key);
-            for column in &change.unchanged {
-                after[*column] = rows.get(&old).or_else(|| rows.get(&key(&after))).and_then(|r| r[*column].clone());
+            if !change.unchanged.is_empty() {
+                // A key change has deleted the old row in the change before.
+                let old = match (&change.before, change.op) {
+                    (Some(before), Op::Create) => gone.get(&key(before)),
+                    _ => rows.get(&key(&after)),
+                };
+                for column in &change.unchanged {
+                    after[*column] = old.and_then(|row| row[*column].clone());
+                }
             }
             rows.insert(key(&after), after);
         }
@@ -411,6 +418,8 @@ impl TestServer {
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
             .args(["-c", "wal_level=logical", "-c", "fsync=off", "-c", "max_prepared_transactions=5"])
             .args(settings.split_whitespace().flat_map(|s| ["-c", s]))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
