@@ -31,7 +31,10 @@ pub struct CheckpointRow {
 pub enum Appended {
     Done,
     /// Nothing was written: the source already has this checkpoint or a newer one.
-    Refused { source: String, newest: i64 },
+    Refused {
+        source: String,
+        newest: i64,
+    },
 }
 
 /// `lakeward.checkpoints`.

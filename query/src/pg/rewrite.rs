@@ -15,8 +15,8 @@ use datafusion::logical_expr::expr::{InList, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, TypePlanner};
 use datafusion::logical_expr::{
-    Between, BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility,
+    Between, BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs,
+    ScalarUDF, ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility,
 };
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::sql::sqlparser::ast::{BinaryOperator, DataType as SqlType};
@@ -40,7 +40,14 @@ fn is_text(ty: &DataType) -> bool {
 
 /// What a cast to text must print itself.
 fn prints_differently(ty: &DataType) -> bool {
-    matches!(ty, DataType::FixedSizeBinary(16) | DataType::Date32 | DataType::Timestamp(..) | DataType::Binary | DataType::List(_))
+    matches!(
+        ty,
+        DataType::FixedSizeBinary(16)
+            | DataType::Date32
+            | DataType::Timestamp(..)
+            | DataType::Binary
+            | DataType::List(_)
+    )
 }
 
 fn as_text(expr: Expr) -> Expr {
@@ -52,7 +59,9 @@ fn as_uuid(expr: Expr) -> Result<Expr> {
     if let Expr::Literal(value, metadata) = &expr
         && let Some(text) = value.try_as_str()
     {
-        let Some(text) = text else { return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, None), metadata.clone())) };
+        let Some(text) = text else {
+            return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, None), metadata.clone()));
+        };
         let Some(bytes) = parse_uuid(text) else { return plan_err!("invalid input syntax for type uuid: \"{text}\"") };
         return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, Some(bytes.to_vec())), metadata.clone()));
     }
@@ -161,7 +170,9 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
             let (low, high) = (Box::new(bound(*low)?), Box::new(bound(*high)?));
             Ok(Transformed::yes(Expr::Between(Between { expr, negated, low, high })))
         }
-        Expr::Cast(Cast { expr, field }) if is_text(field.data_type()) && ty(&expr).is_some_and(|t| prints_differently(&t)) => {
+        Expr::Cast(Cast { expr, field })
+            if is_text(field.data_type()) && ty(&expr).is_some_and(|t| prints_differently(&t)) =>
+        {
             Ok(Transformed::yes(as_text(*expr)))
         }
         Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field })

@@ -99,7 +99,8 @@ pub fn of_table<'a>(schema: &Schema, files: impl Iterator<Item = &'a Statistics>
     let mut rows = 0usize;
     let mut bytes = 0usize;
     // Per column: the bounds over all files while each file has them, and the null count likewise.
-    let mut columns: Vec<Option<(Option<(ScalarValue, ScalarValue)>, Option<usize>)>> = vec![None; schema.fields().len()];
+    let mut columns: Vec<Option<(Option<(ScalarValue, ScalarValue)>, Option<usize>)>> =
+        vec![None; schema.fields().len()];
     for file in files {
         let file_rows = file.num_rows.get_value().copied().unwrap_or(0);
         rows += file_rows;
