@@ -97,7 +97,10 @@ pub fn evolve(current: Option<(&Schema, &ColumnMap)>, wanted: &[SourceColumn]) -
 
     // Old fields keep their place; new ones follow in the source's order.
     let known: HashSet<i32> = old_fields.iter().map(|f| f.id).collect();
-    let order = old_fields.iter().map(|f| f.id).chain(draft.map.columns.iter().map(|c| c.field_id).filter(|id| !known.contains(id)));
+    let order = old_fields
+        .iter()
+        .map(|f| f.id)
+        .chain(draft.map.columns.iter().map(|c| c.field_id).filter(|id| !known.contains(id)));
     let key = key_ids(wanted, &draft.map)?;
     let mut fields: Vec<NestedFieldRef> = Vec::new();
     let mut next_id = draft.next_id;
@@ -115,7 +118,8 @@ pub fn evolve(current: Option<(&Schema, &ColumnMap)>, wanted: &[SourceColumn]) -
         fields.push(field.into());
     }
     // Iceberg does not allow floats as identifiers, nor optional columns.
-    let identifiers: Vec<i32> = fields.iter().filter(|f| key.contains(&f.id) && f.required && may_identify(f)).map(|f| f.id).collect();
+    let identifiers: Vec<i32> =
+        fields.iter().filter(|f| key.contains(&f.id) && f.required && may_identify(f)).map(|f| f.id).collect();
     let identifiers = if identifiers.len() == key.len() { identifiers } else { Vec::new() };
     let old_identifiers: HashSet<i32> = current.iter().flat_map(|(schema, _)| schema.identifier_field_ids()).collect();
     let same = current.is_some() && fields == old_fields && old_identifiers == identifiers.iter().copied().collect();
@@ -214,7 +218,8 @@ impl Draft {
             self.map.columns.iter().filter(|c| live.contains(&c.field_id)).map(|c| c.name.to_lowercase()).collect();
         for column in self.map.columns.iter_mut().filter(|c| !live.contains(&c.field_id)) {
             if !taken.insert(column.name.to_lowercase()) {
-                let free = (1..).map(|n| format!("{}__dropped{n}", column.name)).find(|n| taken.insert(n.to_lowercase()));
+                let free =
+                    (1..).map(|n| format!("{}__dropped{n}", column.name)).find(|n| taken.insert(n.to_lowercase()));
                 column.name = free.expect("broken invariant: some number is free");
             }
         }

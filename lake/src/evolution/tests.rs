@@ -75,19 +75,28 @@ fn add_rename_widen_drop_and_add_again() {
     assert_eq!(table.fields(), [field(1, "id", true), field(2, "aa", false), field(3, "b", false)]);
     assert_eq!((table.primitive(2), table.primitive(3)), (PrimitiveType::Long, PrimitiveType::Double));
     // A narrower source does not narrow the lake.
-    assert!(table.then(&id_and(&[column("2", "aa", LogicalType::Int, None), column("3", "b", LogicalType::Double, None)])).schema.is_none());
+    assert!(
+        table
+            .then(&id_and(&[column("2", "aa", LogicalType::Int, None), column("3", "b", LogicalType::Double, None)]))
+            .schema
+            .is_none()
+    );
     // Dropped: it stays. Added again under its name: it makes room.
     assert!(table.then(&id_and(&[column("2", "aa", LogicalType::Long, None)])).schema.is_none());
     assert!(table.map.live("3").is_none());
     table.then(&id_and(&[column("2", "aa", LogicalType::Long, None), column("4", "B", LogicalType::String, None)]));
-    assert_eq!(table.fields(), [field(1, "id", true), field(2, "aa", false), field(3, "b__dropped1", false), field(4, "B", false)]);
+    assert_eq!(
+        table.fields(),
+        [field(1, "id", true), field(2, "aa", false), field(3, "b__dropped1", false), field(4, "B", false)]
+    );
     table.then(&id_and(&[column("2", "aa", LogicalType::Long, None), column("5", "b", LogicalType::String, None)]));
     assert_eq!(table.fields()[3..], [field(4, "B__dropped1", false).clone(), field(5, "b", false)]);
 }
 
 #[test]
 fn swapped_names_are_two_renames() {
-    let mut table = Lived::new(&id_and(&[column("2", "a", LogicalType::Int, None), column("3", "b", LogicalType::Int, None)]));
+    let mut table =
+        Lived::new(&id_and(&[column("2", "a", LogicalType::Int, None), column("3", "b", LogicalType::Int, None)]));
     table.then(&id_and(&[column("2", "b", LogicalType::Int, None), column("3", "a", LogicalType::Int, None)]));
     assert_eq!(table.fields(), [field(1, "id", true), field(2, "b", false), field(3, "a", false)]);
 }
