@@ -17,6 +17,7 @@
 //! - [`system`]: `lakeward.checkpoints` and `lakeward.dead_letters`
 
 mod cache;
+mod errors;
 pub mod catalog;
 pub mod commit;
 pub mod deletes;
