@@ -355,3 +355,43 @@ async fn uuids_compare_and_infinities_print() {
     let error = context.sql("select * from t where id = 'x'").await.unwrap_err().to_string();
     assert!(error.contains("invalid input syntax for type uuid"), "{error}");
 }
+
+#[tokio::test]
+async fn probe() {
+    let fields = || vec![
+            field("day", DataType::Date32, true, 2),
+            field("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true, 3),
+            field("ts", DataType::Timestamp(TimeUnit::Microsecond, None), true, 4),
+    ];
+    let mut files = Files::new();
+    files.add(fields(), vec![
+            Arc::new(Date32Array::from(vec![i32::MAX, 0])),
+            Arc::new(TimestampMicrosecondArray::from(vec![0, i64::MAX]).with_timezone("UTC")),
+            Arc::new(TimestampMicrosecondArray::from(vec![0, i64::MAX])),
+        ], 1000, Said::default(), &[]);
+    let context = files.table(fields(), &[]).await;
+    for sql in [
+        "select count(*) from t where at > now()",
+        "select count(*) from t where ts > now()",
+        "select count(*) from t where day > now()",
+        "select count(*) from t where day > current_date",
+        "select count(*) from t where at > timestamp '2020-01-01 00:00:00'",
+        "select count(*) from t where at > timestamptz '2020-01-01 00:00:00Z'",
+        "select count(*) from t where at > '2020-01-01'::timestamp",
+        "select count(*) from t where at between '2020-01-01' and '2021-01-01'",
+        "select count(*) from t where at > now() - interval '1 day'",
+        "select count(*) from t where day = at",
+        "select count(*) from t where day < at",
+        "select count(*) from t where at::date = day",
+        "select date_trunc('day', at) from t",
+        "select at + interval '1 day' from t",
+        "select extract(year from at) from t",
+        "select day + 1 from t",
+        "select max(at) - min(at) from t",
+        "select count(*) from t a join t b on a.at = b.ts",
+        "select json_x from (select array_agg(at) as json_x from t)",
+    ] {
+        let r = async { context.sql(sql).await?.collect().await }.await;
+        match r { Ok(b) => println!("OK   {sql} -> {}", b.iter().map(|b| crate::pg::printer(b.column(0), crate::pg::Style::Text).map(|p| { let mut o = String::new(); (0..b.num_rows()).for_each(|r| { p(r, &mut o); o.push(';') }); o }).unwrap()).collect::<String>()), Err(e) => println!("FAIL {sql} -> {}", e.to_string().chars().take(160).collect::<String>()) }
+    }
+}
