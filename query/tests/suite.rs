@@ -52,7 +52,10 @@ async fn reads_cuts(lake: &TestLake) {
     }
     run(&engine, &mut session, "set lakeward.as_of = '2026-01-01T00:00:00Z'").await;
     let error = refusal(&engine, &mut session, joined).await;
-    assert!(error.contains("has not reached 2026-01-01 00:00:00+00 yet: source users is at 1970-01-01 00:00:09+00"), "{error}");
+    assert!(
+        error.contains("has not reached 2026-01-01 00:00:00+00 yet: source users is at 1970-01-01 00:00:09+00"),
+        "{error}"
+    );
     assert_eq!(rows(&engine, &mut session, "show lakeward.as_of").await, ["2026-01-01 00:00:00+00"]);
 }
 
@@ -103,11 +106,20 @@ async fn the_schema_is_that_of_the_moment() {
     let mut session = Session::default();
     // id was widened, label renamed from name, extra added, gone dropped (kept, NULL from then on).
     let all = "select id, label, price, extra, gone from users.wide order by id";
-    assert_eq!(rows(&engine, &mut session, all).await, ["1 one 1.5  old", "2 two NaN  ", "5000000000 big 2.5 {a,NULL,\"b c\"} "]);
-    assert_eq!(rows(&engine, &mut session, "select id from users.wide where price > 2 order by id").await, ["2", "5000000000"]);
+    assert_eq!(
+        rows(&engine, &mut session, all).await,
+        ["1 one 1.5  old", "2 two NaN  ", "5000000000 big 2.5 {a,NULL,\"b c\"} "]
+    );
+    assert_eq!(
+        rows(&engine, &mut session, "select id from users.wide where price > 2 order by id").await,
+        ["2", "5000000000"]
+    );
     assert_eq!(rows(&engine, &mut session, "select id from users.wide where extra[1] = 'a'").await, ["5000000000"]);
     run(&engine, &mut session, "set lakeward.as_of = 1").await;
-    assert_eq!(rows(&engine, &mut session, "select * from users.wide order by id").await, ["1 one 1.5 old", "2 two NaN "]);
+    assert_eq!(
+        rows(&engine, &mut session, "select * from users.wide order by id").await,
+        ["1 one 1.5 old", "2 two NaN "]
+    );
 }
 
 #[tokio::test]
@@ -137,7 +149,10 @@ async fn only_what_reads_is_allowed() {
     ] {
         let error = engine.sql(&mut session, sql).await.unwrap_err();
         assert_eq!(error.action(), lakeward_runtime::Action::Refused, "{sql}: {error}");
-        assert!(error.to_string().contains("read-only") || sql.starts_with("explain") || sql.contains("into users.copy"), "{sql}: {error}");
+        assert!(
+            error.to_string().contains("read-only") || sql.starts_with("explain") || sql.contains("into users.copy"),
+            "{sql}: {error}"
+        );
     }
     for sql in [
         "select * from '/etc/passwd'",
@@ -166,24 +181,43 @@ async fn the_lake_can_be_looked_at() {
     let engine = lake.engine().await;
     let mut session = Session::default();
     let tables = rows(&engine, &mut session, "show tables").await;
-    for expected in ["lake users orders BASE TABLE", "lake inventory items BASE TABLE", "lake lakeward freshness VIEW"] {
+    for expected in ["lake users orders BASE TABLE", "lake inventory items BASE TABLE", "lake lakeward freshness VIEW"]
+    {
         assert!(tables.iter().any(|t| t == expected), "{tables:?}");
     }
-    let columns = "select column_name, data_type from information_schema.columns where table_name = 'orders' order by 1";
+    let columns =
+        "select column_name, data_type from information_schema.columns where table_name = 'orders' order by 1";
     assert_eq!(rows(&engine, &mut session, columns).await, ["id Int64", "name Utf8"]);
-    assert_eq!(rows(&engine, &mut session, "select source, checkpoint from lakeward.checkpoints order by 2").await, ["users 1", "inventory 2"]);
+    assert_eq!(
+        rows(&engine, &mut session, "select source, checkpoint from lakeward.checkpoints order by 2").await,
+        ["users 1", "inventory 2"]
+    );
     assert_eq!(rows(&engine, &mut session, "select count(*) from lakeward.dead_letters").await, ["0"]);
     assert_eq!(
-        rows(&engine, &mut session, "select namespace, name, rows, delete_files, converging from lakeward.tables order by 1").await,
+        rows(
+            &engine,
+            &mut session,
+            "select namespace, name, rows, delete_files, converging from lakeward.tables order by 1"
+        )
+        .await,
         ["inventory items 1 0 false", "users orders 1 1 false"]
     );
-    assert_eq!(rows(&engine, &mut session, "select source, kind, checkpoint, tables from lakeward.sources order by 1").await, ["inventory  2 1", "users postgres 1 1"]);
+    assert_eq!(
+        rows(&engine, &mut session, "select source, kind, checkpoint, tables from lakeward.sources order by 1").await,
+        ["inventory  2 1", "users postgres 1 1"]
+    );
     let freshness = "select source, watermark, cut, age > 1000 from lakeward.freshness order by 1";
-    assert_eq!(rows(&engine, &mut session, freshness).await, ["inventory 1970-01-01 00:00:05+00  true", "users 1970-01-01 00:00:09+00  true"]);
+    assert_eq!(
+        rows(&engine, &mut session, freshness).await,
+        ["inventory 1970-01-01 00:00:05+00  true", "users 1970-01-01 00:00:09+00  true"]
+    );
     rows(&engine, &mut session, "select * from users.orders, inventory.items").await;
     assert_eq!(
         rows(&engine, &mut session, freshness).await,
-        ["inventory 1970-01-01 00:00:05+00 1970-01-01 00:00:05+00 true", "users 1970-01-01 00:00:09+00 1970-01-01 00:00:05+00 true"]
+        [
+            "inventory 1970-01-01 00:00:05+00 1970-01-01 00:00:05+00 true",
+            "users 1970-01-01 00:00:09+00 1970-01-01 00:00:05+00 true"
+        ]
     );
     // Within one statement the view tells of that statement's own cut.
     let own = "select distinct f.cut from lakeward.freshness f, users.orders o where f.source = 'users'";
@@ -191,6 +225,10 @@ async fn the_lake_can_be_looked_at() {
     let answer = engine.sql(&mut session, "explain select * from users.orders").await.unwrap();
     assert_eq!(answer.notices[0], "cut 1970-01-01 00:00:09+00 (users at checkpoint 1)");
     assert!(answer.notices[1].contains("source users is at 1970-01-01 00:00:09+00"), "{:?}", answer.notices);
-    let described = engine.describe(&session, lakeward_query::parse("select id, name from users.orders").unwrap().remove(0)).await.unwrap().unwrap();
+    let described = engine
+        .describe(&session, lakeward_query::parse("select id, name from users.orders").unwrap().remove(0))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(described.fields().len(), 2);
 }

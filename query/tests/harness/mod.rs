@@ -11,8 +11,8 @@ use iceberg::spec::Operation;
 use lakeward_event::LogicalType;
 use lakeward_lake::system::{Appended, CheckpointRow, CheckpointTable, DeadLetterTable};
 use lakeward_lake::{
-    ColumnMap, Commit, DataFileWriter, Lake, SnapshotChange, SourceColumn, Table, TableChange, WriteOptions, arrow_schema, evolve,
-    write_position_deletes,
+    ColumnMap, Commit, DataFileWriter, Lake, SnapshotChange, SourceColumn, Table, TableChange, WriteOptions,
+    arrow_schema, evolve, write_position_deletes,
 };
 use lakeward_query::pg::{Style, printer};
 pub use lakeward_query::{Engine, Session};
@@ -108,9 +108,19 @@ async fn write(lake: &Lake, table: &Table, columns: Vec<ArrayRef>) -> Vec<iceber
     writer.finish().await.unwrap()
 }
 
-fn change(operation: Operation, added_data: Vec<iceberg::spec::DataFile>, added_deletes: Vec<iceberg::spec::DataFile>) -> TableChange {
+fn change(
+    operation: Operation,
+    added_data: Vec<iceberg::spec::DataFile>,
+    added_deletes: Vec<iceberg::spec::DataFile>,
+) -> TableChange {
     TableChange {
-        snapshot: Some(SnapshotChange { operation, added_data, added_deletes, removed: Vec::new(), summary: HashMap::new() }),
+        snapshot: Some(SnapshotChange {
+            operation,
+            added_data,
+            added_deletes,
+            removed: Vec::new(),
+            summary: HashMap::new(),
+        }),
         ..TableChange::default()
     }
 }
@@ -233,7 +243,9 @@ impl Wide {
                     "label" => Arc::new(StringArray::from(vec!["big"])),
                     "price" => Arc::new(Float64Array::from(vec![2.5])),
                     "extra" => {
-                        let arrow::datatypes::DataType::List(element) = field.data_type() else { panic!("extra is a list") };
+                        let arrow::datatypes::DataType::List(element) = field.data_type() else {
+                            panic!("extra is a list")
+                        };
                         let mut list = ListBuilder::new(StringBuilder::new()).with_field(Arc::clone(element));
                         list.append_value([Some("a"), None, Some("b c")]);
                         Arc::new(list.finish())
