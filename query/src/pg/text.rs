@@ -264,7 +264,7 @@ pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     let mut after_hyphen = true; // none at the start, none after another
     for c in text.chars() {
         if c == '-' {
-            if after_hyphen || digits % 4 != 0 || digits == 32 {
+            if after_hyphen || !digits.is_multiple_of(4) || digits == 32 {
                 return None;
             }
             after_hyphen = true;

@@ -236,8 +236,8 @@ async fn trap_40_nan_is_above_every_bound() {
     let fields = || vec![field("f", DataType::Float64, true, 1)];
     for nans in [vec![(1, 1)], vec![]] {
         let mut files = Files::new();
-        let said = Said { bounds: vec![(1, Datum::double(3.0), Datum::double(3.0))], nulls: vec![(1, 0)], nans };
-        files.add(fields(), vec![Arc::new(Float64Array::from(vec![f64::NAN, 3.0]))], 1000, said, &[]);
+        let said = Said { bounds: vec![(1, Datum::double(2.0), Datum::double(3.0))], nulls: vec![(1, 0)], nans };
+        files.add(fields(), vec![Arc::new(Float64Array::from(vec![f64::NAN, 2.0, 3.0]))], 1000, said, &[]);
         let context = files.table(fields(), &[]).await;
         assert_eq!(rows(&context, "select count(*) from t where f > 5").await, ["1"]);
         assert_eq!(rows(&context, "select max(f) from t").await, ["NaN"]);
@@ -365,4 +365,43 @@ async fn uuids_compare_and_infinities_print() {
     assert_eq!(context.sql("select id::text from t").await.unwrap().schema().field(0).name(), "t.id");
     let error = context.sql("select * from t where id = 'x'").await.unwrap_err().to_string();
     assert!(error.contains("invalid input syntax for type uuid"), "{error}");
+}
+
+#[tokio::test]
+async fn trap_41_infinite_dates_compare() {
+    let fields = || {
+        vec![
+            field("day", DataType::Date32, true, 2),
+            field("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true, 3),
+            field("ts", DataType::Timestamp(TimeUnit::Microsecond, None), true, 4),
+        ]
+    };
+    let mut files = Files::new();
+    files.add(
+        fields(),
+        vec![
+            Arc::new(Date32Array::from(vec![i32::MAX, 0, 1])),
+            Arc::new(TimestampMicrosecondArray::from(vec![0, i64::MAX, 86_400_000_001]).with_timezone("UTC")),
+            Arc::new(TimestampMicrosecondArray::from(vec![0, i64::MAX, -i64::MAX])),
+        ],
+        1000,
+        Said::default(),
+        &[],
+    );
+    let context = files.table(fields(), &[]).await;
+    for (sql, expected) in [
+        ("select count(*) from t where at > now()", "1"),
+        ("select count(*) from t where ts > now()", "1"),
+        ("select count(*) from t where day > now()", "1"),
+        ("select count(*) from t where now() - interval '1 day' < day", "1"),
+        ("select count(*) from t where day > current_date", "1"),
+        ("select count(*) from t where at > now() - interval '1 day'", "1"),
+        ("select count(*) from t where at > timestamp '2020-01-01 00:00:00'", "1"),
+        ("select count(*) from t where at between '2020-01-01' and '2021-01-01'", "0"),
+        ("select count(*) from t where day < at", "2"),
+        ("select count(*) from t where at::date = day", "1"),
+        ("select max(at::date) from t", "infinity"),
+    ] {
+        assert_eq!(rows(&context, sql).await, [expected], "{sql}");
+    }
 }
