@@ -567,6 +567,18 @@ mod tests {
         assert_eq!(set.build(&batch, DocumentRule::Always).unwrap().doc.null_count(), 0);
     }
 
+    /// A caller that builds without observing loses no value either: the document is kept.
+    #[test]
+    fn a_field_without_a_column_is_a_conflict() {
+        let batch = docs(&[r#"{"new":{"$numberInt":"1"}}"#, r#"{"new":null}"#]);
+        let built = ColumnSet::default().build(&batch, DocumentRule::Conflict).unwrap();
+        assert_eq!(
+            built.conflicts.iter().map(|c| (c.row, c.column, &*c.field)).collect::<Vec<_>>(),
+            [(0, None, "new")]
+        );
+        assert_eq!((built.doc.is_valid(0), built.doc.is_null(1)), (true, true));
+    }
+
     fn any_value() -> impl Strategy<Value = String> {
         let leaf = prop_oneof![
             any::<i32>().prop_map(|v| format!(r#"{{"$numberInt":"{v}"}}"#)),
