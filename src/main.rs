@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use lakeward_runtime::{Action, Error};
+use lakeward_runtime::{Action, Error, telemetry};
 
 /// Streams every service's database into one lakehouse, and answers SQL across them at one consistent moment.
 #[derive(Parser)]
@@ -30,18 +30,23 @@ enum LogFormat {
     Json,
 }
 
+impl From<LogFormat> for telemetry::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Write a commented lakeward.toml
     Init,
-    /// Try every source, log, catalog and warehouse setting and list all problems with their fix
-    Check,
     /// Run connectors, sink and query server (default: all) until SIGTERM or SIGINT
     Run(commands::run::Args),
     /// SQL over the lake; interactive without -c and -f
     Sql(commands::sql::Args),
-    /// Sources, positions, tables, freshness, last error
-    Status(commands::status::Args),
     /// Prove that source and lake are equal at one position; prints differing keys
     Verify(commands::verify::Args),
 }
@@ -56,7 +61,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match commands::dispatch(cli) {
+    match commands::dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
