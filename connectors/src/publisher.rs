@@ -49,8 +49,8 @@ pub struct Publisher {
     next_sequence: u64,
     topics: HashMap<TableId, Topic>,
     owners: HashMap<String, TableId>,
-    /// Newest version of every table, published or about to be.
-    newest: HashMap<TableId, Arc<TableSchema>>,
+    /// Every version of every table, published or about to be.
+    versions: HashMap<TableId, Vec<Arc<TableSchema>>>,
     /// To be sent with the next append.
     unsent: Vec<Arc<TableSchema>>,
 }
@@ -64,12 +64,9 @@ impl Publisher {
     ) -> Result<(Self, Option<Checkpoint>)> {
         // Fence first: only after it is the last checkpoint really the last.
         let (writer, last) = log.writer(source).await?;
-        let mut newest: HashMap<TableId, Arc<TableSchema>> = HashMap::new();
+        let mut versions: HashMap<TableId, Vec<Arc<TableSchema>>> = HashMap::new();
         for schema in log.schemas(source).await? {
-            let slot = newest.entry(schema.table.clone()).or_insert_with(|| schema.clone());
-            if schema.version > slot.version {
-                *slot = schema;
-            }
+            versions.entry(schema.table.clone()).or_default().push(schema);
         }
         let publisher = Self {
             source: source.into(),
@@ -78,7 +75,7 @@ impl Publisher {
             next_sequence: last.as_ref().map_or(0, |c| c.draft.next_sequence),
             topics: HashMap::new(),
             owners: HashMap::new(),
-            newest,
+            versions,
             unsent: Vec::new(),
         };
         Ok((publisher, last))
@@ -90,15 +87,16 @@ impl Publisher {
 
     /// The newest schema of a table that the log has or is about to get.
     pub fn newest(&self, table: &TableId) -> Option<&Arc<TableSchema>> {
-        self.newest.get(table)
+        self.versions.get(table)?.iter().max_by_key(|s| s.version)
     }
 
-    /// The version that a table of this shape has: that of the newest schema if nothing but the version differs, else the next.
+    /// The version that a table of this shape has: that of a known schema if nothing but the version differs, else the next. An
+    /// old version comes back where a snapshot has read the catalog ahead of the stream.
     pub fn version_for(&self, schema: &TableSchema) -> u32 {
-        match self.newest.get(&schema.table) {
-            Some(known) if same_shape(known, schema) => known.version,
-            Some(known) => known.version + 1,
-            None => 1,
+        let known = self.versions.get(&schema.table).map_or(&[][..], Vec::as_slice);
+        match known.iter().filter(|k| same_shape(k, schema)).map(|k| k.version).max() {
+            Some(version) => version,
+            None => known.iter().map(|k| k.version).max().unwrap_or(0) + 1,
         }
     }
 
@@ -119,8 +117,9 @@ impl Publisher {
             self.owners.insert(name.clone(), table.clone());
             self.topics.insert(table.clone(), Topic { name, partitions });
         }
-        if self.newest.get(table).is_none_or(|known| known.version < schema.version) {
-            self.newest.insert(table.clone(), schema.clone());
+        let versions = self.versions.entry(table.clone()).or_default();
+        if versions.iter().all(|known| known.version != schema.version) {
+            versions.push(schema.clone());
             self.unsent.push(schema.clone());
         }
         Ok(())

@@ -9,9 +9,14 @@ use tokio_postgres::{Client, Config, NoTls};
 use super::SESSION_SETTINGS;
 use super::catalog::{quote_identifier, quote_literal};
 
-/// Limits that a role or database may have set for its applications and that would break off a capture.
-const NO_LIMITS: [(&str, &str); 3] =
-    [("statement_timeout", "0"), ("lock_timeout", "0"), ("idle_in_transaction_session_timeout", "0")];
+/// What a role or database may have set for its applications and that would break off or block a capture. We write nothing that
+/// a standby must have, and while commits wait for one a snapshot's barrier must not wait with them.
+const NO_LIMITS: [(&str, &str); 4] = [
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("synchronous_commit", "local"),
+];
 
 /// Opens a connection for SQL whose values read as interface.md says. `purpose` is its `application_name`.
 pub async fn connect(url: &Secret, purpose: &str) -> Result<Client> {

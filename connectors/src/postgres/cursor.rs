@@ -11,6 +11,8 @@ use super::slot::Identity;
 #[derive(Debug, Clone)]
 pub struct Open {
     pub xid: u32,
+    /// LSN of its commit record.
+    pub final_lsn: u64,
     pub commit_time: i64,
     /// Changes so far, those of the server's that we leave out included: their count must be the same after a restart.
     pub changes: u64,
@@ -89,11 +91,11 @@ impl Cursor {
         self.clock = self.clock.max(clock);
     }
 
-    pub fn begin(&mut self, xid: u32, commit_time: i64) -> Result<()> {
+    pub fn begin(&mut self, xid: u32, final_lsn: u64, commit_time: i64) -> Result<()> {
         if self.open.is_some() {
             return Err(Error::human("the server began a transaction inside another"));
         }
-        self.open = Some(Open { xid, commit_time, changes: 0, lsn: 0 });
+        self.open = Some(Open { xid, final_lsn, commit_time, changes: 0, lsn: 0 });
         Ok(())
     }
 
@@ -169,7 +171,7 @@ mod tests {
     }
 
     fn transaction(cursor: &mut Cursor, xid: u32, time: i64, end: u64) {
-        cursor.begin(xid, time).unwrap();
+        cursor.begin(xid, end - 1, time).unwrap();
         assert!(cursor.change(end - 1).unwrap());
         cursor.commit(end).unwrap();
     }
@@ -211,7 +213,7 @@ mod tests {
     #[test]
     fn a_restart_inside_a_transaction_skips_what_is_published() {
         let mut before = cursor(None);
-        before.begin(9, 100).unwrap();
+        before.begin(9, 80, 100).unwrap();
         // One COPY: all its rows have one LSN.
         for _ in 0..3 {
             assert!(before.change(77).unwrap());
@@ -220,7 +222,7 @@ mod tests {
         assert_eq!(partial, PartialTransaction { xid: 9, lsn: 77, index: 3 });
 
         let mut after = cursor(Some(partial.clone()));
-        after.begin(9, 100).unwrap();
+        after.begin(9, 80, 100).unwrap();
         let fresh: Vec<bool> = (0..5).map(|_| after.change(77).unwrap()).collect();
         assert_eq!(fresh, [false, false, false, true, true]);
         after.commit(90).unwrap();
@@ -228,12 +230,12 @@ mod tests {
 
         // stopped again before anything new
         let mut again = cursor(Some(partial.clone()));
-        again.begin(9, 100).unwrap();
+        again.begin(9, 80, 100).unwrap();
         again.change(77).unwrap();
         assert!(matches!(again.position(), Position::Postgres { partial: Some(p), .. } if p == partial));
 
         let mut foreign = cursor(Some(partial));
-        foreign.begin(10, 100).unwrap();
+        foreign.begin(10, 80, 100).unwrap();
         assert!(foreign.change(77).is_err());
     }
 }

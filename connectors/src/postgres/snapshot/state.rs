@@ -24,9 +24,9 @@ pub struct TableState {
     /// `schema.name`
     pub name: String,
     pub stage: Stage,
-    /// Empty until the first wave of the table has looked at it.
+    /// None until the first wave of the table has looked at it. A partitioned table may have none.
     #[serde(default)]
-    pub leaves: BTreeMap<u32, Leaf>,
+    pub leaves: Option<BTreeMap<u32, Leaf>>,
     /// Keys whose row is to be read because an update left values out; the number is that of the last wave when it was noted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", with = "pairs")]
     pub incomplete: BTreeMap<Key, u64>,
@@ -93,7 +93,7 @@ impl TableState {
         Self {
             name,
             stage: Stage::Reading,
-            leaves: BTreeMap::new(),
+            leaves: None,
             incomplete: BTreeMap::new(),
             unresolved: BTreeSet::new(),
         }
@@ -102,7 +102,7 @@ impl TableState {
     /// Ranges that are left to read.
     pub fn ranges_left(&self, table: u32) -> Vec<Range> {
         let mut left = Vec::new();
-        for (oid, leaf) in &self.leaves {
+        for (oid, leaf) in self.leaves.iter().flatten() {
             for index in (0..leaf.ranges).filter(|i| !leaf.done.contains(i)) {
                 let from = index.saturating_mul(leaf.step);
                 let to = (index + 1 < leaf.ranges).then(|| from.saturating_add(leaf.step));
@@ -115,25 +115,29 @@ impl TableState {
     /// Takes what the catalog says of the leaves now. A leaf that was rewritten, gone or new makes the table start over: rows
     /// may have moved from one that is read to one that is not.
     pub fn look(&mut self, leaves: &BTreeMap<u32, Leaf>) -> bool {
-        let same = self.leaves.len() == leaves.len()
-            && self.leaves.iter().all(|(oid, leaf)| leaves.get(oid).is_some_and(|now| now.filenode == leaf.filenode));
-        if same {
-            return false;
-        }
-        let over = !self.leaves.is_empty();
-        self.leaves.clone_from(leaves);
-        self.stage = Stage::Reading;
+        let over = match &self.leaves {
+            None => false,
+            Some(known) => {
+                let same = known.len() == leaves.len()
+                    && known.iter().all(|(oid, leaf)| leaves.get(oid).is_some_and(|now| now.filenode == leaf.filenode));
+                if same {
+                    return false;
+                }
+                true
+            }
+        };
+        self.leaves = Some(leaves.clone());
         over
     }
 
     pub fn range_done(&mut self, range: &Range) {
-        if let Some(leaf) = self.leaves.get_mut(&range.leaf) {
+        if let Some(leaf) = self.leaves.as_mut().and_then(|l| l.get_mut(&range.leaf)) {
             leaf.done.insert(range.index);
         }
     }
 
     pub fn is_read(&self) -> bool {
-        !self.leaves.is_empty() && self.leaves.values().all(Leaf::is_read)
+        self.leaves.as_ref().is_some_and(|leaves| leaves.values().all(Leaf::is_read))
     }
 
     pub fn is_settled(&self) -> bool {
@@ -207,7 +211,7 @@ mod tests {
     #[test]
     fn ranges_cover_every_page_and_the_last_has_no_end() {
         let mut table = TableState::new("public.t".into());
-        table.leaves.insert(7, Leaf::plan(1, 5000, 5000 * 8192));
+        table.look(&BTreeMap::from([(7, Leaf::plan(1, 5000, 5000 * 8192))]));
         let ranges = table.ranges_left(7);
         assert_eq!(ranges.iter().map(|r| (r.from, r.to)).collect::<Vec<_>>(), [(0, Some(2048)), (2048, Some(4096)), (4096, None)]);
         table.range_done(&ranges[1]);

@@ -86,6 +86,10 @@ pub async fn lock(url: Secret, wanted: BTreeMap<u32, Wanted>) -> Result<Option<L
             Err(error) if is_refused(&error) => return Ok(None),
             Err(error) => return Err(sql_error("locking tables for a wave", error).with("table", &table.shape.schema().table)),
         }
+        // Under the lock nothing changes any more; before it something may have.
+        if catalog::read_table(&locks, *oid).await?.as_ref() != Some(&table.table) {
+            return Ok(None);
+        }
     }
     let oids: Vec<u32> = names.keys().copied().collect();
     let rows = locks

@@ -47,13 +47,8 @@ mod cells;
 mod columns;
 mod decode;
 mod encode;
-<<<<<<< HEAD
-mod scan;
-mod text;
-=======
 pub(crate) mod scan;
 pub(crate) mod text;
->>>>>>> main
 
 #[cfg(test)]
 mod tests;

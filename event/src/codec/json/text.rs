@@ -30,19 +30,11 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// True for bytes that end a run of plain characters inside a JSON string.
 #[inline]
-<<<<<<< HEAD
-pub(super) fn is_special(byte: u8) -> bool {
-    ESCAPE[byte as usize] != 0
-}
-
-pub(super) fn write_string(out: &mut Vec<u8>, text: &str) {
-=======
 pub(crate) fn is_special(byte: u8) -> bool {
     ESCAPE[byte as usize] != 0
 }
 
 pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
->>>>>>> main
     out.push(b'"');
     let bytes = text.as_bytes();
     let mut plain = 0;
@@ -65,20 +57,12 @@ pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-<<<<<<< HEAD
-pub(super) fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
-=======
 pub(crate) fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
->>>>>>> main
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// Shortest digits that read back the same; what JSON has no number for is a string in PostgreSQL's spelling.
-<<<<<<< HEAD
-pub(super) fn write_float(out: &mut Vec<u8>, value: impl ryu::Float + Into<f64>) {
-=======
 pub(crate) fn write_float(out: &mut Vec<u8>, value: impl ryu::Float + Into<f64>) {
->>>>>>> main
     let wide: f64 = value.into();
     if wide.is_finite() {
         out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes());
@@ -90,11 +74,7 @@ pub(crate) fn write_float(out: &mut Vec<u8>, value: impl ryu::Float + Into<f64>)
 }
 
 /// As the server prints it, trailing zeros and all: 1230 with scale 2 is `"12.30"`.
-<<<<<<< HEAD
-pub(super) fn write_decimal(out: &mut Vec<u8>, unscaled: i128, scale: i8) {
-=======
 pub(crate) fn write_decimal(out: &mut Vec<u8>, unscaled: i128, scale: i8) {
->>>>>>> main
     out.push(b'"');
     if unscaled < 0 {
         out.push(b'-');
@@ -124,11 +104,7 @@ pub(crate) fn write_decimal(out: &mut Vec<u8>, unscaled: i128, scale: i8) {
 }
 
 /// The unscaled value of a decimal that fits `precision` and `scale` exactly; fewer fraction digits are filled up.
-<<<<<<< HEAD
-pub(super) fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Option<i128> {
-=======
 pub(crate) fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Option<i128> {
->>>>>>> main
     let (negative, text) = match text {
         [b'-', rest @ ..] => (true, rest),
         _ => (false, text),
@@ -163,33 +139,21 @@ pub(crate) fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Option<i12
     Some(if negative { -value } else { value })
 }
 
-<<<<<<< HEAD
-pub(super) fn write_uuid(out: &mut Vec<u8>, value: &[u8]) {
-=======
 pub(crate) fn write_uuid(out: &mut Vec<u8>, value: &[u8]) {
->>>>>>> main
     let uuid = Uuid::from_slice(value).unwrap_or_default();
     out.push(b'"');
     out.extend_from_slice(uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
     out.push(b'"');
 }
 
-<<<<<<< HEAD
-pub(super) fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
-=======
 pub(crate) fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
->>>>>>> main
     if text.len() != 36 {
         return None;
     }
     Uuid::try_parse_ascii(text).ok().map(Uuid::into_bytes)
 }
 
-<<<<<<< HEAD
-pub(super) fn write_binary(out: &mut Vec<u8>, value: &[u8]) {
-=======
 pub(crate) fn write_binary(out: &mut Vec<u8>, value: &[u8]) {
->>>>>>> main
     out.push(b'"');
     let start = out.len();
     out.resize(start + value.len().div_ceil(3) * 4, 0);
@@ -199,30 +163,18 @@ pub(crate) fn write_binary(out: &mut Vec<u8>, value: &[u8]) {
     out.push(b'"');
 }
 
-<<<<<<< HEAD
-pub(super) fn parse_binary(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
-    STANDARD.decode_vec(text, out).ok()
-}
-
-pub(super) fn write_hex(out: &mut Vec<u8>, value: &[u8]) {
-=======
 pub(crate) fn parse_binary(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     STANDARD.decode_vec(text, out).ok()
 }
 
 pub(crate) fn write_hex(out: &mut Vec<u8>, value: &[u8]) {
->>>>>>> main
     for byte in value {
         out.push(HEX[usize::from(byte >> 4)]);
         out.push(HEX[usize::from(byte & 15)]);
     }
 }
 
-<<<<<<< HEAD
-pub(super) fn parse_hex(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
-=======
 pub(crate) fn parse_hex(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
->>>>>>> main
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),
@@ -239,11 +191,7 @@ pub(crate) fn parse_hex(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
 
 /// ISO 8601 in UTC with six fraction digits; years before 1 and after 9999 are signed (year 0 is 1 BC), as Debezium writes
 /// them, and so are the infinities.
-<<<<<<< HEAD
-pub(super) fn write_timestamptz(out: &mut Vec<u8>, micros: i64) {
-=======
 pub(crate) fn write_timestamptz(out: &mut Vec<u8>, micros: i64) {
->>>>>>> main
     if micros.checked_abs() == Some(TIMESTAMP_INFINITY) {
         out.extend_from_slice(if micros > 0 { b"\"infinity\"" } else { b"\"-infinity\"" });
         return;
@@ -275,9 +223,6 @@ pub(crate) fn write_timestamptz(out: &mut Vec<u8>, micros: i64) {
     out.extend_from_slice(b"Z\"");
 }
 
-<<<<<<< HEAD
-pub(super) fn parse_timestamptz(text: &[u8]) -> Option<i64> {
-=======
 /// ISO 8601 in UTC of milliseconds since 1970, as relaxed Extended JSON has it: the fraction is there only when it is not 0.
 /// Years from 1970 to 9999; without quotes.
 pub(crate) fn write_date_millis(out: &mut Vec<u8>, millis: i64) {
@@ -290,7 +235,6 @@ pub(crate) fn write_date_millis(out: &mut Vec<u8>, millis: i64) {
 }
 
 pub(crate) fn parse_timestamptz(text: &[u8]) -> Option<i64> {
->>>>>>> main
     match text {
         b"infinity" => return Some(TIMESTAMP_INFINITY),
         b"-infinity" => return Some(-TIMESTAMP_INFINITY),
@@ -386,11 +330,7 @@ mod tests {
             (-62_135_596_800_000_000, "0001-01-01T00:00:00.000000Z"),
             (-62_135_596_800_000_001, "0000-12-31T23:59:59.999999Z"),
             (-63_517_824_000_000_000, "-0043-03-15T00:00:00.000000Z"),
-<<<<<<< HEAD
-            (9_223_371_331_200_000_000, "+294247-01-01T00:00:00.000000Z"),
-=======
             (9_223_371_244_800_000_000, "+294247-01-01T00:00:00.000000Z"),
->>>>>>> main
             (i64::MAX, "infinity"),
             (-i64::MAX, "-infinity"),
         ] {
