@@ -183,7 +183,7 @@ mod tests {
             rawdoc! { "_id": 7_i32 },
             rawdoc! { "_id": 7_i64 },
             rawdoc! { "_id": "{\"$numberInt\":\"7\"}" },
-            rawdoc! { "_id": Bson::Null },
+            rawdoc! { "_id": null },
             rawdoc! { "_id": "null" },
             rawdoc! { "_id": "\"null\"" },
             rawdoc! { "_id": { "a": 1 } },

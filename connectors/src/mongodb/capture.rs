@@ -42,14 +42,9 @@ type Name = (String, String);
 pub async fn run(
     source: &SourceConfig,
     context: &ConnectorContext,
-    shutdown: CancellationToken,
+    shutdown: &CancellationToken,
 ) -> Result<Option<Checkpoint>> {
-    let mut capture = Capture::start(source, context).await?;
-    let outcome = capture.run(&shutdown).await;
-    if let Err(e) = &outcome {
-        context.status.update(&source.name, |s| s.last_error = Some(e.to_string()));
-    }
-    outcome.map_err(|e| e.with("source", &source.name))
+    Capture::start(source, context).await?.run(shutdown).await
 }
 
 struct Capture<'a> {

@@ -32,11 +32,18 @@ pub async fn open(client: &Client, token: &str, at: u64) -> Result<ChangeStream<
 #[derive(Debug)]
 pub enum Change<'a> {
     /// Insert, replace, or an update with its post-image.
-    Document { insert: bool, document: &'a RawDocument },
-    Patch { description: &'a RawDocument },
+    Document {
+        insert: bool,
+        document: &'a RawDocument,
+    },
+    Patch {
+        description: &'a RawDocument,
+    },
     Delete,
     Drop,
-    Rename { to: (&'a str, &'a str) },
+    Rename {
+        to: (&'a str, &'a str),
+    },
 }
 
 /// One event of interest.
@@ -65,7 +72,8 @@ impl<'a> Event<'a> {
         let (database, collection) = namespace(raw, "ns").ok_or_else(|| missing("ns"))?;
         let time = raw.get_timestamp("clusterTime").map_err(|_| missing("clusterTime"))?;
         // Before 6.0 there is no wallTime; the cluster time's seconds are the primary's clock.
-        let wall = raw.get_datetime("wallTime").map_or(i64::from(time.time) * 1_000_000, |t| t.timestamp_millis() * 1000);
+        let wall =
+            raw.get_datetime("wallTime").map_or(i64::from(time.time) * 1_000_000, |t| t.timestamp_millis() * 1000);
         let document = |name: &str| raw.get(name).ok().flatten().and_then(|v| v.as_document());
         let id = match document("documentKey") {
             Some(key) => key.get("_id").map_err(unreadable)?,
@@ -89,7 +97,15 @@ impl<'a> Event<'a> {
         if id.is_none() && !matches!(change, Change::Drop | Change::Rename { .. }) {
             return Err(missing("documentKey._id"));
         }
-        Ok(Some(Self { database, collection, cluster_time: cluster_time(time), wall, tx: transaction(raw), id, change }))
+        Ok(Some(Self {
+            database,
+            collection,
+            cluster_time: cluster_time(time),
+            wall,
+            tx: transaction(raw),
+            id,
+            change,
+        }))
     }
 }
 

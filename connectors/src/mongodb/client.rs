@@ -22,10 +22,8 @@ pub async fn connect(url: &Secret) -> Result<Client> {
     options.app_name = Some("lakeward".into());
     options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
     let client = Client::with_options(options).map_err(|e| error("connecting to the source", e))?;
-    let hello = admin(&client)
-        .run_command(doc! { "hello": 1 })
-        .await
-        .map_err(|e| error("connecting to the source", e))?;
+    let hello =
+        admin(&client).run_command(doc! { "hello": 1 }).await.map_err(|e| error("connecting to the source", e))?;
     if !hello.contains_key("setName") && hello.get_str("msg") != Ok("isdbgrid") {
         return Err(Error::configuration(
             "the MongoDB server is standalone and has no change streams: start mongod with --replSet rs0 and run rs.initiate() (one member is enough)",
@@ -40,7 +38,8 @@ pub fn admin(client: &Client) -> Database {
 
 /// The newest cluster time that the primary knows: every write acknowledged before this call is at or before it.
 pub async fn operation_time(client: &Client) -> Result<u64> {
-    let reply = admin(client).run_command(doc! { "ping": 1 }).await.map_err(|e| error("asking for the cluster time", e))?;
+    let reply =
+        admin(client).run_command(doc! { "ping": 1 }).await.map_err(|e| error("asking for the cluster time", e))?;
     reply_time(&reply)
 }
 
@@ -67,8 +66,10 @@ pub async fn clock_offset(client: &Client) -> Result<i64> {
     let mut best: Option<(Duration, i64)> = None;
     for _ in 0..3 {
         let (before, started) = (now(), Instant::now());
-        let reply =
-            admin(client).run_command(doc! { "hello": 1 }).await.map_err(|e| error("asking for the server's clock", e))?;
+        let reply = admin(client)
+            .run_command(doc! { "hello": 1 })
+            .await
+            .map_err(|e| error("asking for the server's clock", e))?;
         let took = started.elapsed();
         let Ok(local) = reply.get_datetime("localTime") else { continue };
         let middle = before + took.as_micros() as i64 / 2;
@@ -104,14 +105,18 @@ pub fn error(doing: &str, error: mongodb::error::Error) -> Error {
         (ErrorKind::Authentication { .. }, _) | (_, Some(18)) => {
             (Action::Configuration, "user or password is wrong (authSource=admin in the url, perhaps?)")
         }
-        (_, Some(13)) => (Action::Configuration, "the user lacks a privilege (role readAnyDatabase, or read on each database)"),
+        (_, Some(13)) => {
+            (Action::Configuration, "the user lacks a privilege (role readAnyDatabase, or read on each database)")
+        }
         (ErrorKind::InvalidArgument { .. }, _) => (Action::Configuration, "url of the source is not understood"),
         // ChangeStreamHistoryLost, ChangeStreamFatalError, CappedPositionLost
         (_, Some(286 | 280 | 136)) => (
             Action::Resnapshot,
             "the oplog no longer holds the position: history is lost, the source must be read anew (`lakeward drop-source`, or a larger oplog)",
         ),
-        (ErrorKind::ServerSelection { .. }, _) => (Action::Retry, "server not reachable: does it run, are host, port and replica set name right?"),
+        (ErrorKind::ServerSelection { .. }, _) => {
+            (Action::Retry, "server not reachable: does it run, are host, port and replica set name right?")
+        }
         _ => (Action::Retry, "the server refused or went away"),
     };
     Error::new(action, format!("{doing}: {hint}")).source(error)

@@ -51,7 +51,9 @@ pub async fn list(client: &Client, filter: &Filter) -> Result<Vec<(String, Strin
             client.database(&database).list_collections().await.map_err(|e| error("listing collections", e))?;
         while cursor.advance().await.map_err(|e| error("listing collections", e))? {
             let collection = cursor.deserialize_current().map_err(|e| error("listing collections", e))?;
-            if matches!(collection.collection_type, CollectionType::Collection) && filter.takes(&database, &collection.name) {
+            if matches!(collection.collection_type, CollectionType::Collection)
+                && filter.takes(&database, &collection.name)
+            {
                 found.push((database.clone(), collection.name));
             }
         }
@@ -78,8 +80,11 @@ pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
             Ok(_) => {}
         },
     }
-    if let Err(e) = super::change_stream::open(&client, "", super::client::operation_time(&client).await.unwrap_or(1)).await {
-        problems.push(Problem::new(e.to_string(), "grant changeStream and find on all databases (role readAnyDatabase)"));
+    if let Err(e) =
+        super::change_stream::open(&client, "", super::client::operation_time(&client).await.unwrap_or(1)).await
+    {
+        problems
+            .push(Problem::new(e.to_string(), "grant changeStream and find on all databases (role readAnyDatabase)"));
     }
     if matches!(oplog_note(&client).await, Ok(None)) {
         problems.push(Problem::new(

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use lakeward_event::Op;
 use lakeward_runtime::{Error, Result};
 use mongodb::Client;
-use mongodb::bson::{self, Bson, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, RawDocumentBuf, doc};
 use serde::{Deserialize, Serialize};
 
 use super::builder::{DocumentBuilder, Place, unreadable};
@@ -105,16 +105,17 @@ pub async fn read_range(
         if seen == 1 && after.is_some() && id.and_then(|id| Bson::try_from(id).ok()) == after {
             continue; // `min` is inclusive
         }
-        let place = Place { sequence: *sequence, cluster_time: at, tx: None, wall: Some((at >> 32) as i64 * 1_000_000) };
+        let place =
+            Place { sequence: *sequence, cluster_time: at, tx: None, wall: Some((at >> 32) as i64 * 1_000_000) };
         builder.document(Op::Read, document, place)?;
         *sequence += 1;
-        last = Some(document.get("_id").map_err(unreadable)?.map(bson::RawBson::from));
+        last = id.map(|id| id.to_raw_bson());
         if builder.bytes() > RANGE_BYTES {
             break;
         }
     }
     let whole = seen < rows && builder.bytes() <= RANGE_BYTES;
-    Ok(Range::Read(match (whole, last.flatten()) {
+    Ok(Range::Read(match (whole, last) {
         (false, Some(id)) => {
             let id = Bson::try_from(id).map_err(unreadable)?;
             State::Reading { after: Some(id.into_canonical_extjson()) }

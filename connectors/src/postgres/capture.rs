@@ -93,9 +93,8 @@ pub fn relation_of(table: &Table) -> Relation<'_> {
 pub fn as_of_relation(table: &Table, relation: &Relation<'_>, known: Option<&TableSchema>) -> Option<Table> {
     let mut columns = Vec::with_capacity(relation.columns.len());
     for wanted in &relation.columns {
-        let same_type = |c: &&super::catalog::TableColumn| {
-            c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier
-        };
+        let same_type =
+            |c: &&super::catalog::TableColumn| c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier;
         let by_name = table.columns.iter().filter(same_type).find(|c| c.name == wanted.name);
         let by_number = || {
             let id = known?.columns.iter().find(|c| c.name == wanted.name)?.id;
