@@ -61,10 +61,10 @@ impl Database {
         self.client.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     }
 
-    /// A publication of all tables, and a slot named as the database.
+    /// A publication of all tables, and a temporary slot named as the database: it does not outlive a test that fails.
     async fn capture(&self) {
         self.run("CREATE PUBLICATION p FOR ALL TABLES WITH (publish_via_partition_root = true)").await;
-        self.run(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", self.name)).await;
+        self.run(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput', true)", self.name)).await;
     }
 
     /// Takes the messages that the slot holds.
@@ -122,13 +122,7 @@ impl Database {
     }
 
     async fn drop(self) {
-        let _ = self
-            .client
-            .execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1::text",
-                &[&self.name],
-            )
-            .await;
+        let _ = self.client.execute("SELECT pg_drop_replication_slot($1)", &[&self.name]).await;
         drop(self.client);
         self.admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await.unwrap();
     }

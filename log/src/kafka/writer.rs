@@ -116,11 +116,7 @@ pub(super) struct KafkaWriter {
 
 impl KafkaWriter {
     /// Fences older writers, settles what they left, and only then reads the last checkpoint.
-    pub async fn open(
-        client: Arc<Client>,
-        topics: Arc<Topics>,
-        source: &str,
-    ) -> Result<(Self, Option<Checkpoint>)> {
+    pub async fn open(client: Arc<Client>, topics: Arc<Topics>, source: &str) -> Result<(Self, Option<Checkpoint>)> {
         topics.ensure(&names::checkpoints_topic(source), Purpose::Checkpoints).await?;
         topics.ensure(&names::schemas_topic(source), Purpose::Schemas).await?;
         topics.ensure(&names::signals_topic(source), Purpose::Signals).await?;
@@ -132,7 +128,8 @@ impl KafkaWriter {
     }
 
     fn spent(&self) -> Error {
-        Error::retry("the log's writer is spent, since its last append failed: open a new one").with("source", &self.source)
+        Error::retry("the log's writer is spent, since its last append failed: open a new one")
+            .with("source", &self.source)
     }
 }
 
@@ -150,7 +147,8 @@ impl Writer for KafkaWriter {
         let count = self.topics.ensure(topic, Purpose::Data).await?;
         let ends = {
             let (client, topic) = (self.client.clone(), topic.to_owned());
-            blocking(move || (0..count).map(|p| Ok((p, client.watermarks(&topic, p)?.1))).collect::<Result<_>>()).await?
+            blocking(move || (0..count).map(|p| Ok((p, client.watermarks(&topic, p)?.1))).collect::<Result<_>>())
+                .await?
         };
         let Some(state) = &mut self.state else { return Err(self.spent()) };
         state.add_topic(topic, ends);
@@ -240,7 +238,13 @@ impl State {
                     // The watermark counts markers and aborted records too; the checkpoints know the last record.
                     Some(&end) if end <= high => end,
                     Some(&end) => {
-                        tracing::warn!(topic, partition, end, high, "the topic ends before its last checkpoint: it was made again");
+                        tracing::warn!(
+                            topic,
+                            partition,
+                            end,
+                            high,
+                            "the topic ends before its last checkpoint: it was made again"
+                        );
                         high
                     }
                     None => high,
@@ -281,7 +285,8 @@ impl State {
         crash_point!("log.append.data_sent");
 
         let checkpoint = self.checkpoint(draft)?;
-        let value = serde_json::to_vec(&checkpoint).map_err(|e| Error::bug("a checkpoint cannot be written").source(e))?;
+        let value =
+            serde_json::to_vec(&checkpoint).map_err(|e| Error::bug("a checkpoint cannot be written").source(e))?;
         let topic = names::checkpoints_topic(&self.source);
         self.send(&topic, PARTITION, &untracked, None, Some(&value), None, deadline)?;
         crash_point!("log.append.checkpoint_sent");
@@ -331,8 +336,8 @@ impl State {
         record.partition = Some(partition);
         record.key = key;
         record.payload = value;
-        record.headers = header
-            .map(|value| OwnedHeaders::new_with_capacity(1).insert(Header { key: HEADER, value: Some(value) }));
+        record.headers =
+            header.map(|value| OwnedHeaders::new_with_capacity(1).insert(Header { key: HEADER, value: Some(value) }));
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -340,7 +345,9 @@ impl State {
                     self.producer.poll(Duration::from_millis(5));
                     self.check_deliveries("sending records")?;
                     if Instant::now() > deadline {
-                        return Err(self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), "sending records"));
+                        return Err(
+                            self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), "sending records")
+                        );
                     }
                     record = back;
                 }
@@ -396,7 +403,8 @@ impl State {
             .duration_since(UNIX_EPOCH)
             .map_err(|e| Error::human("the clock is before 1970").source(e))?
             .as_micros();
-        let wall_clock = i64::try_from(wall_clock).map_err(|e| Error::human("the clock is beyond its range").source(e))?;
+        let wall_clock =
+            i64::try_from(wall_clock).map_err(|e| Error::human("the clock is beyond its range").source(e))?;
         let complete = self.until_complete == 0;
         Ok(Checkpoint {
             id: wall_clock.max(self.last_id + 1),
