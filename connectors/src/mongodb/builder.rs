@@ -89,6 +89,11 @@ impl DocumentBuilder {
         self.bytes
     }
 
+    /// Text of the `_id` of the last row.
+    pub fn last_id(&self) -> &str {
+        &self.id
+    }
+
     /// A whole document: insert, replace, update with its post-image, or a snapshot's row.
     pub fn document(&mut self, op: Op, document: &RawDocument, place: Place) -> Result<()> {
         let id = document

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use bson::raw::RawDocument;
 use bson::{RawBsonRef, RawDocumentBuf};
+use lakeward_event::Op;
 use lakeward_runtime::{Error, Result};
 use mongodb::Client;
+use mongodb::bson::doc;
 use mongodb::change_stream::ChangeStream;
 use mongodb::options::FullDocumentType;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::builder::unreadable;
-use super::client::{bson_time, error};
+use super::client::{bson_time, error, version};
 use super::resume_token::{cluster_time, from_data};
 
 /// How long the server may hold an empty answer back: how late a tick can be noticed.
@@ -19,7 +21,16 @@ const AWAIT: Duration = Duration::from_millis(100);
 
 /// Opens the deployment's stream after the token, or where there is none yet at the cluster time.
 pub async fn open(client: &Client, token: &str, at: u64) -> Result<ChangeStream<RawDocumentBuf>> {
-    let watch = client.watch().full_document(FullDocumentType::WhenAvailable).max_await_time(AWAIT).batch_size(10_000);
+    let version = version(client).await?;
+    let mut watch =
+        client.watch().full_document(FullDocumentType::WhenAvailable).max_await_time(AWAIT).batch_size(10_000);
+    if splits_large_events(version) {
+        watch = watch.pipeline([doc! { "$changeStreamSplitLargeEvent": {} }]);
+    }
+    if version >= (6, 1, 0) {
+        // Only so does a description say what its dots mean.
+        watch = watch.show_expanded_events(true);
+    }
     let watch = if token.is_empty() {
         watch.start_at_operation_time(bson_time(at))
     } else {
@@ -28,18 +39,53 @@ pub async fn open(client: &Client, token: &str, at: u64) -> Result<ChangeStream<
     Ok(watch.await.map_err(|e| error("opening the change stream", e))?.with_type())
 }
 
+/// 6.0.9 and later, but for the rapid releases 6.1 to 6.3: an event above 16 MB comes in fragments instead of ending the stream.
+fn splits_large_events(version: (u32, u32, u32)) -> bool {
+    version >= (7, 0, 0) || ((6, 0, 9)..(6, 1, 0)).contains(&version)
+}
+
+/// Joins a fragment of a large event to those before it. None: there are more to come.
+pub fn join(parts: &mut Option<RawDocumentBuf>, fragment: RawDocumentBuf) -> Result<Option<RawDocumentBuf>> {
+    let Some(split) = fragment.get("splitEvent").map_err(unreadable)?.and_then(|s| s.as_document()) else {
+        return Ok(Some(fragment));
+    };
+    let number = |name| split.get_i32(name).map_err(|e| Error::retry("a fragment of an event has no number").source(e));
+    let (number, of) = (number("fragment")?, number("of")?);
+    let whole = match parts {
+        Some(whole) if number > 1 => whole,
+        None if number > 1 => return Err(Error::retry("an event begins with its second fragment")),
+        _ => parts.insert(RawDocumentBuf::new()),
+    };
+    for element in fragment.iter() {
+        let (name, value) = element.map_err(unreadable)?;
+        // The last fragment's token is that of the whole event.
+        if name != "splitEvent" && (name != "_id" || number == of) {
+            whole.append_ref(name, value);
+        }
+    }
+    Ok(if number == of { parts.take() } else { None })
+}
+
+/// The resume token of an event.
+pub fn token(raw: &RawDocument) -> Option<&str> {
+    raw.get_document("_id").ok()?.get_str("_data").ok()
+}
+
 /// What an event says happened.
 #[derive(Debug)]
 pub enum Change<'a> {
     /// Insert, replace, or an update with its post-image.
     Document {
-        insert: bool,
+        op: Op,
         document: &'a RawDocument,
     },
     Patch {
+        id: RawBsonRef<'a>,
         description: &'a RawDocument,
     },
-    Delete,
+    Delete {
+        id: RawBsonRef<'a>,
+    },
     Drop,
     Rename {
         to: (&'a str, &'a str),
@@ -55,8 +101,6 @@ pub struct Event<'a> {
     /// Microseconds since 1970, cut to milliseconds by the server.
     pub wall: i64,
     pub tx: Option<u64>,
-    /// None for drops and renames.
-    pub id: Option<RawBsonRef<'a>>,
     pub change: Change<'a>,
 }
 
@@ -75,35 +119,32 @@ impl<'a> Event<'a> {
         let wall =
             raw.get_datetime("wallTime").map_or(i64::from(time.time) * 1_000_000, |t| t.timestamp_millis() * 1000);
         let document = |name: &str| raw.get(name).ok().flatten().and_then(|v| v.as_document());
-        let id = match document("documentKey") {
-            Some(key) => key.get("_id").map_err(unreadable)?,
-            None => None,
+        let id = || match document("documentKey") {
+            Some(key) => key.get("_id").map_err(unreadable)?.ok_or_else(|| missing("documentKey._id")),
+            None => Err(missing("documentKey")),
         };
         let change = match kind {
             "insert" | "replace" => Change::Document {
-                insert: kind == "insert",
+                op: if kind == "insert" { Op::Create } else { Op::Update },
                 document: document("fullDocument").ok_or_else(|| missing("fullDocument"))?,
             },
             "update" => match document("fullDocument") {
-                Some(document) => Change::Document { insert: false, document },
+                Some(document) => Change::Document { op: Op::Update, document },
                 None => Change::Patch {
+                    id: id()?,
                     description: document("updateDescription").ok_or_else(|| missing("updateDescription"))?,
                 },
             },
-            "delete" => Change::Delete,
+            "delete" => Change::Delete { id: id()? },
             "drop" => Change::Drop,
             _ => Change::Rename { to: namespace(raw, "to").ok_or_else(|| missing("to"))? },
         };
-        if id.is_none() && !matches!(change, Change::Drop | Change::Rename { .. }) {
-            return Err(missing("documentKey._id"));
-        }
         Ok(Some(Self {
             database,
             collection,
             cluster_time: cluster_time(time),
             wall,
             tx: transaction(raw),
-            id,
             change,
         }))
     }
@@ -157,6 +198,20 @@ pub fn is_ambiguous(description: &RawDocument) -> Result<bool> {
 mod tests {
     use super::*;
     use bson::rawdoc;
+
+    #[test]
+    fn fragments_become_one_event() {
+        let mut parts = None;
+        let whole = rawdoc! { "_id": { "_data": "0" }, "a": 1 };
+        assert_eq!(join(&mut parts, whole.clone()).unwrap(), Some(whole));
+        let first = rawdoc! { "_id": { "_data": "1" }, "splitEvent": { "fragment": 1, "of": 2 }, "a": 1 };
+        let second = rawdoc! { "_id": { "_data": "2" }, "splitEvent": { "fragment": 2, "of": 2 }, "b": { "c": 2 } };
+        assert_eq!(join(&mut parts, first.clone()).unwrap(), None);
+        let joined = join(&mut parts, second.clone()).unwrap().unwrap();
+        assert_eq!(joined, rawdoc! { "a": 1, "_id": { "_data": "2" }, "b": { "c": 2 } });
+        assert_eq!(token(&joined), Some("2"));
+        assert!(join(&mut parts, second).is_err());
+    }
 
     #[test]
     fn only_dotted_paths_without_their_meaning_are_ambiguous() {

@@ -54,6 +54,17 @@ pub async fn oplog_note(client: &Client) -> Result<Option<u64>> {
     }
 }
 
+/// The server's version: major, minor, patch.
+pub async fn version(client: &Client) -> Result<(u32, u32, u32)> {
+    let reply =
+        admin(client).run_command(doc! { "buildInfo": 1 }).await.map_err(|e| error("asking for the version", e))?;
+    let part = |i| match reply.get_array("versionArray").ok().and_then(|v| v.get(i)) {
+        Some(Bson::Int32(n)) => u32::try_from(*n).unwrap_or(0),
+        _ => 0,
+    };
+    Ok((part(0), part(1), part(2)))
+}
+
 fn reply_time(reply: &Document) -> Result<u64> {
     match reply.get("operationTime") {
         Some(Bson::Timestamp(t)) => Ok(cluster_time(*t)),

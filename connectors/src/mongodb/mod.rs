@@ -9,6 +9,7 @@
 //! - [`resume_token`]: tokens and the cluster times in them
 //! - [`snapshot`]: ranges of `_id`, and why they are exact
 //! - [`builder`], [`canonical`]: BSON to columns and to canonical Extended JSON
+//! - [`ticks`]: which moments of the server's clock the stream has proven
 //! - [`capture`]: the loop that joins them
 
 pub mod builder;
@@ -19,6 +20,7 @@ pub mod client;
 pub mod collections;
 pub mod resume_token;
 pub mod snapshot;
+pub mod ticks;
 
 pub use capture::run;
 pub use collections::problems;
