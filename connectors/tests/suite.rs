@@ -3,3 +3,5 @@
 
 #[path = "suite/pg_types.rs"]
 mod pg_types;
+#[path = "suite/mongodb/mod.rs"]
+mod mongodb;
