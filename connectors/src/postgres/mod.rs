@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - this file: how a connector starts
-//! - [`client`]: connections
+//! - [`client`]: connections to the server
 //! - [`publication`], [`slot`]: what the server sends, and from where
 //! - [`mark`]: messages of ours in the WAL
 //! - [`cursor`]: where the stream is and what that proves
