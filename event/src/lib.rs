@@ -9,6 +9,7 @@
 //! - [`position`]: a place in a source
 //! - [`checkpoint`]: what a connector writes last into every append
 //! - [`names`]: topics, namespaces, tables
+//! - [`partition`]: a key's partition, as Kafka's own clients choose it
 //! - [`codec`]: bytes of the log to and from `ChangeBatch`
 
 pub mod batch;
@@ -16,6 +17,7 @@ pub mod checkpoint;
 pub mod codec;
 pub mod error;
 pub mod names;
+pub mod partition;
 pub mod position;
 pub mod schema;
 pub mod types;
@@ -23,6 +25,7 @@ pub mod types;
 pub use batch::{ChangeBatch, ChangeColumns, ChangeMeta, Op};
 pub use checkpoint::{Checkpoint, CheckpointDraft, Ends};
 pub use error::{Error, Result};
+pub use partition::partition;
 pub use position::Position;
 pub use schema::{Column, TableId, TableSchema};
 pub use types::LogicalType;

@@ -1,6 +1,8 @@
 //! The seam between columns and the log's bytes: `ChangeBatch -> Encoder -> RecordBlock -> log -> RecordRef -> Decoder ->
 //! ChangeBatch`.
 
+pub mod json;
+
 use std::ops::Range;
 
 use crate::batch::ChangeBatch;

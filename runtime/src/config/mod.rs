@@ -1,6 +1,10 @@
 //! Configuration: `lakeward.toml` and the environment -> checked [`Config`] -> every role.
 //!
-//! The types are what the program needs; a field says its unit and the reason of its default.
+//! The types here are what the program needs; [`load`] has what the user writes, and turns one into the other.
+
+pub mod load;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,6 +49,8 @@ pub struct SourceConfig {
     /// PostgreSQL: an existing slot or publication to adopt; default `<config name>_<source>`.
     pub slot: String,
     pub publication: String,
+    /// Debezium: globs of topics to read.
+    pub topics: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +192,7 @@ impl std::fmt::Display for Secret {
 }
 
 impl serde::Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str("****")
     }
 }

@@ -1,0 +1,39 @@
+# The usual tasks; `make help` lists them. Each is a command or two that can as well be run by hand.
+
+STACK := deploy/local/stack.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test up down status bench fmt lint install
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: install ## two services, their data in one lake, a kill -9, and the proof that nothing was lost; leaves nothing running
+	$(STACK) run deploy/demo/run.sh
+
+# Built before the servers start: a change that does not compile need not wait for them.
+test: install ## unit and end-to-end tests on real servers, which are stopped again unless they ran before
+	cargo test --workspace --no-run
+	LAKEWARD_TEST_PYTHON="$$(deploy/local/python.sh)" && export LAKEWARD_TEST_PYTHON && $(STACK) run cargo test --workspace
+
+bench: install ## the figures of bench/, as ratios
+	$(STACK) run bench/run.sh
+
+up: install ## start PostgreSQL, MongoDB, Kafka and MinIO on 127.0.0.1, and leave them running
+	$(STACK) up
+
+down: ## stop them; their data stay (stack.sh clean deletes them)
+	$(STACK) down
+
+status: ## which of them run
+	@$(STACK) status
+
+fmt: ## format all code
+	cargo fmt --all
+
+lint: ## formatting and clippy, as CI does
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+install:
+	@deploy/local/install.sh

@@ -1,0 +1,87 @@
+//! Configuration as a user writes it: what is read, and what each mistake is told.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::error::Action;
+
+const MINIMAL: &str = r#"
+[[source]]
+name = "users"
+kind = "postgres"
+url = "postgresql://app:${env:USERS_PASSWORD}@127.0.0.1:5432/users"
+"#;
+
+fn parse(text: &str, env: &[(&str, &str)]) -> crate::Result<Config> {
+    Config::parse(text, env.iter().map(|(k, v)| (k.to_string(), v.to_string())))
+}
+
+fn complaint(text: &str) -> String {
+    let error = parse(text, &[("USERS_PASSWORD", "x")]).unwrap_err();
+    assert_eq!(error.action(), Action::Configuration);
+    error.to_string()
+}
+
+#[test]
+fn a_source_is_all_it_takes() {
+    let config = parse(MINIMAL, &[("USERS_PASSWORD", "s3cret")]).unwrap();
+    let source = &config.sources[0];
+    assert_eq!(source.url.expose(), "postgresql://app:s3cret@127.0.0.1:5432/users");
+    assert_eq!((source.slot.as_str(), source.default_schema.as_str()), ("lakeward_users", "public"));
+    assert!(matches!(config.log, LogConfig::Embedded));
+    assert!(config.warehouse.url.starts_with("file:///") && config.warehouse.url.ends_with(".lakeward/warehouse"));
+    assert!(!format!("{config:?}").contains("s3cret"), "a secret was printed");
+}
+
+#[test]
+fn variables_override_the_file() {
+    let text = format!("{MINIMAL}\n[log]\nkind = \"kafka\"\nbrokers = \"a:1\"\n");
+    let config = parse(
+        &text,
+        &[
+            ("USERS_PASSWORD", "x"),
+            ("LAKEWARD__NAME", "shop"),
+            ("LAKEWARD__LOG__BROKERS", "b:2"),
+            ("LAKEWARD__LOG__PARTITIONS", "8"),
+            ("LAKEWARD__SOURCE__USERS__WAL_BUDGET", "3GiB"),
+            ("LAKEWARD__LOG__CLIENT__SASL__MECHANISM", "PLAIN"),
+        ],
+    )
+    .unwrap();
+    let LogConfig::Kafka(kafka) = &config.log else { panic!("kafka expected") };
+    assert_eq!((kafka.brokers.as_str(), kafka.partitions), ("b:2", 8));
+    assert_eq!(kafka.client["sasl.mechanism"].expose(), "PLAIN");
+    assert_eq!(config.sources[0].wal_budget, 3 << 30);
+    assert_eq!(config.sources[0].publication, "shop_users");
+}
+
+#[test]
+fn an_unknown_key_suggests_the_nearest() {
+    assert!(
+        complaint(&format!("chekpoint_interval = \"1s\"\n{MINIMAL}")).contains("did you mean `checkpoint_interval`?")
+    );
+    let text = complaint(&format!("{MINIMAL}\nincludes = [\"a\"]"));
+    assert!(text.contains("did you mean `include`?") && text.contains("`users`"), "{text}");
+    let text = complaint(&format!("{MINIMAL}\n[sink]\nmemmory = \"1GiB\""));
+    assert!(text.contains("unknown key `memmory` in sink; did you mean `memory`?"), "{text}");
+}
+
+#[test]
+fn bad_values_name_their_place() {
+    for (text, part) in [
+        ("[sink]\ncommit_interval = \"3s\"", "power of two"),
+        ("[sink]\nmemory = \"much\"", "sink.memory"),
+        ("[log]\nkind = \"kafka\"", "`brokers` is missing"),
+        ("[log]\nkind = \"kafka\"\nbrokers = \"a:1\"\npartitions = \"four\"", "log.partitions"),
+        ("[warehouse]\nurl = \"lake\"", "warehouse.url"),
+        ("[[source]]\nname = \"Users\"\nkind = \"postgres\"\nurl = \"postgresql://h/d\"", "[a-z][a-z0-9_]*"),
+        ("[[source]]\nname = \"users\"\nkind = \"postgres\"\nurl = \"postgresql://h/d\"", "two sources"),
+        ("[[source]]\nname = \"inv\"\nkind = \"mongodb\"\nurl = \"mongodb://h:1\"", "default database"),
+        ("[[source]]\nname = \"inv\"\nkind = \"oracle\"\nurl = \"x\"", "is not one of"),
+        ("[[source]]\nname = \"inv\"\nkind = \"postgres\"", "`url` is missing"),
+    ] {
+        let said = complaint(&format!("{MINIMAL}\n{text}"));
+        assert!(said.contains(part), "{text:?} said: {said}");
+    }
+    let unset = parse(MINIMAL, &[]).unwrap_err().to_string();
+    assert!(unset.contains("USERS_PASSWORD is not set"), "{unset}");
+}
