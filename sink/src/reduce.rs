@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, UInt32Array, new_empty_array, new_null_array};
 use arrow::compute::{SortColumn, cast_with_options, interleave, lexsort_to_indices};
-use arrow::datatypes::SchemaRef;
-use lakeward_event::{ChangeBatch, Op};
+use arrow::datatypes::{DataType, SchemaRef};
+use lakeward_event::{ChangeBatch, Op, TableSchema};
 use lakeward_runtime::{Error, Result};
 
 use crate::key::hash_keys;
@@ -27,10 +27,50 @@ use crate::key::hash_keys;
 pub struct Layout {
     /// Arrow schema of the table's data files.
     pub schema: SchemaRef,
-    /// By column: identity (`Column::id`) in the source; None: dropped there, NULL from then on.
-    pub identities: Vec<Option<i32>>,
+    pub columns: Vec<Feed>,
     /// Columns of the key, in key order. Empty: the table has no key.
     pub key: Vec<usize>,
+}
+
+/// What feeds a column of the lake's table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feed {
+    /// `Column::id` of the source's column; None: made by the sink.
+    pub identity: Option<i32>,
+    /// The source does not have the column any more, or has it under a type that this one cannot become: only batches of
+    /// older schema versions have values for it.
+    pub dropped: bool,
+}
+
+impl Layout {
+    /// By column of the layout: the column of `table` that feeds it.
+    fn sources(&self, table: &TableSchema) -> Vec<Option<usize>> {
+        let mut sources = vec![None; self.columns.len()];
+        for (source, column) in table.columns.iter().enumerate() {
+            let fits = |target: &usize| {
+                self.columns[*target].identity == Some(column.id)
+                    && widens(&column.ty.arrow(), self.schema.field(*target).data_type())
+            };
+            // The live column, or else the newest of those it had before under another type.
+            let target = (0..self.columns.len())
+                .filter(fits)
+                .max_by_key(|t| (!self.columns[*t].dropped, *t));
+            if let Some(target) = target {
+                sources[target] = Some(source);
+            }
+        }
+        sources
+    }
+}
+
+/// Whether every value of `from` is one of `to`.
+fn widens(from: &DataType, to: &DataType) -> bool {
+    match (from, to) {
+        (DataType::Int32, DataType::Int64) | (DataType::Float32, DataType::Float64) => true,
+        (DataType::Decimal128(p, s), DataType::Decimal128(q, t)) => s == t && p <= q,
+        (DataType::List(from), DataType::List(to)) => widens(from.data_type(), to.data_type()),
+        _ => from == to,
+    }
 }
 
 /// What to do with a row.
@@ -61,8 +101,7 @@ impl Aligned {
     /// Fails only when a value cannot be cast to the column that its schema says it fits, which is our own mistake.
     pub fn new(batch: ChangeBatch, layout: &Layout) -> Result<Self> {
         let table = batch.table().clone();
-        let source_column: Vec<Option<usize>> =
-            layout.identities.iter().map(|id| table.columns.iter().position(|c| Some(c.id) == *id)).collect();
+        let source_column = layout.sources(&table);
         let column = |rows: &arrow::array::StructArray, target: usize| -> Result<ArrayRef> {
             let wanted = layout.schema.field(target).data_type();
             match source_column[target] {
@@ -73,7 +112,7 @@ impl Aligned {
                 }),
             }
         };
-        let after = (0..layout.identities.len()).map(|t| column(batch.after(), t)).collect::<Result<Vec<_>>>()?;
+        let after = (0..layout.columns.len()).map(|t| column(batch.after(), t)).collect::<Result<Vec<_>>>()?;
         let rows = batch.num_rows();
         let mut aligned = Self {
             after,
@@ -433,7 +472,7 @@ impl Reduction {
         lake: &LakeRows,
         left_out: &[bool],
     ) -> Result<arrow::array::RecordBatch> {
-        let columns = (0..layout.identities.len())
+        let columns = (0..layout.columns.len())
             .map(|t| self.gather(t, range.clone(), layout, lake, left_out.get(t).copied().unwrap_or(false)))
             .collect::<Result<Vec<_>>>()?;
         arrow::array::RecordBatch::try_new(Arc::clone(&layout.schema), columns)
