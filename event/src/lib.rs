@@ -8,6 +8,7 @@
 //! - [`batch`]: [`ChangeBatch`], the unit of work: consecutive changes of one table, as columns
 //! - [`position`]: a place in a source
 //! - [`checkpoint`]: what a connector writes last into every append
+//! - [`key`]: keys as bytes and hashes, whatever the width of their columns
 //! - [`names`]: topics, namespaces, tables
 //! - [`partition`]: a key's partition, as Kafka's own clients choose it
 //! - [`codec`]: bytes of the log to and from `ChangeBatch`
@@ -16,6 +17,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod codec;
 pub mod error;
+pub mod key;
 pub mod names;
 pub mod partition;
 pub mod position;
