@@ -13,13 +13,17 @@
 //! - **Atomicity.** [`Writer::append`] makes its records and its checkpoint readable together or not at all, whatever dies when.
 //! - **Order.** Records of one append keep their order within a partition; an append's records follow those of the append
 //!   before. Offsets grow but are neither dense nor gapless.
-//! - **Durability.** When `append` has returned `Ok`, the records survive the death of every process of ours.
+//! - **Durability.** When `append` has returned `Ok`, the records survive the death of every process of ours, and nothing but
+//!   their retention removes them. Readers see them soon after, not always before it returns.
 //! - **Fencing.** [`Log::writer`] ends every older writer of the source: once it has returned, none of their appends can
 //!   become readable. Only then is the last checkpoint read, so it is the last.
 //! - **Outcome unknown.** An `append` that fails has either happened or not; the writer is spent. A new [`Log::writer`] tells which.
 //! - **Reading.** Readers see committed records only, name the offsets they start from, and get each record once and in
 //!   order per partition. An offset below the log's start is an error (the log was cut off), never a reset.
 //! - **Checkpoints** are read in order of id, none left out.
+
+pub mod conformance;
+pub mod kafka;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

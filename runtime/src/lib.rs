@@ -4,11 +4,18 @@
 //! - [`error`]: errors by what the caller does next
 //! - [`config`]: `lakeward.toml` and the environment to a checked [`config::Config`]
 //! - [`crash`]: named points where tests kill the process
-//! - [`retry`], [`shutdown`], [`telemetry`], [`health`]
+//! - [`retry`]: trying again, with waits that grow
+//! - [`shutdown`]: signals to a token
+//! - [`telemetry`]: logs and metrics
+//! - [`health`]: `/metrics`, `/healthz`, `/readyz`
 
 pub mod config;
 pub mod crash;
 pub mod error;
+pub mod health;
+pub mod retry;
+pub mod shutdown;
+pub mod telemetry;
 
 #[doc(hidden)]
 pub use fail;

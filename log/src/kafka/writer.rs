@@ -1,0 +1,425 @@
+//! The one living writer of a source: blocks and a draft -> one Kafka transaction, its checkpoint record last.
+//!
+//! `begin -> schemas, data -> delivery reports (end offsets) -> checkpoint record -> commit`
+//!
+//! The checkpoint names the end offsets of the data before it in the same transaction, so the data's delivery reports are
+//! waited for first: one more round trip per append, none per record.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use lakeward_event::codec::HEADER;
+use lakeward_event::{Checkpoint, CheckpointDraft, Ends, TableSchema, names};
+use lakeward_runtime::crash_point;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
+
+use super::checkpoints;
+use super::client::{Client, Context, blocking, drop_elsewhere};
+use super::control::{PARTITION, schema_key};
+use super::error;
+use super::topics::{MAX_RECORD_BYTES, Purpose, Topics, is_data};
+use crate::{Error, Result, TopicBlock, Writer};
+
+/// Every so many checkpoints, and the first of a writer, hold all end offsets. A reader that joins late reads at most so many
+/// to know every end, and a source of a thousand partitions adds 15 KiB to one checkpoint a minute.
+pub const COMPLETE_EVERY: u32 = 64;
+/// Fencing an old writer waits for what it was committing.
+const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// For a transaction's records, and again for its commit. Past it the broker has aborted the transaction anyway
+/// (`transaction.timeout.ms`).
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A failed append is settled by the next writer in any case; this only spares readers the wait.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Records between two looks at the delivery reports, so that these do not pile up.
+const RECORDS_PER_POLL: usize = 4096;
+
+/// Where the delivery reports of one partition meet.
+#[derive(Debug, Default)]
+struct Delivered {
+    /// Offset after the last delivered record of this append; 0: none.
+    end: AtomicI64,
+}
+
+/// The first record that was not delivered.
+#[derive(Debug, Clone)]
+struct Failure {
+    code: Code,
+    topic: String,
+}
+
+/// Delivery reports of a producer. They come on the thread that polls, which is the one that sends.
+#[derive(Debug, Default)]
+struct Deliveries {
+    context: Context,
+    has_failed: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.context.log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.context.note(&error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Arc<Delivered>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, delivered: Arc<Delivered>) {
+        match result {
+            Ok(message) => {
+                delivered.end.fetch_max(message.offset() + 1, Ordering::Relaxed);
+            }
+            Err((error, message)) => {
+                self.has_failed.store(true, Ordering::Relaxed);
+                let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
+                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                // The first says why; those after it are purged because of it.
+                failure.get_or_insert_with(|| Failure { code, topic: message.topic().to_owned() });
+            }
+        }
+    }
+}
+
+type Producer = BaseProducer<Deliveries>;
+
+/// What a writer knows; lives on a blocking thread during an append.
+struct State {
+    client: Arc<Client>,
+    source: String,
+    producer: Producer,
+    last_id: i64,
+    /// End of every partition of every data topic.
+    ends: Ends,
+    /// Checkpoints to go until the next complete one.
+    until_complete: u32,
+    /// By topic and partition.
+    deliveries: BTreeMap<String, Vec<Arc<Delivered>>>,
+}
+
+pub(super) struct KafkaWriter {
+    topics: Arc<Topics>,
+    client: Arc<Client>,
+    source: String,
+    /// None: an append failed or was abandoned, and whether it happened only a new writer can tell.
+    state: Option<State>,
+}
+
+impl KafkaWriter {
+    /// Fences older writers, settles what they left, and only then reads the last checkpoint.
+    pub async fn open(
+        client: Arc<Client>,
+        topics: Arc<Topics>,
+        source: &str,
+    ) -> Result<(Self, Option<Checkpoint>)> {
+        topics.ensure(&names::checkpoints_topic(source), Purpose::Checkpoints).await?;
+        topics.ensure(&names::schemas_topic(source), Purpose::Schemas).await?;
+        topics.ensure(&names::signals_topic(source), Purpose::Signals).await?;
+        let (state, last) = {
+            let (client, source) = (client.clone(), source.to_owned());
+            blocking(move || State::open(client, source)).await?
+        };
+        Ok((Self { topics, client, source: source.to_owned(), state: Some(state) }, last))
+    }
+
+    fn spent(&self) -> Error {
+        Error::retry("the log's writer is spent, since its last append failed: open a new one").with("source", &self.source)
+    }
+}
+
+#[async_trait]
+impl Writer for KafkaWriter {
+    async fn ensure_topic(&mut self, topic: &str) -> Result<i32> {
+        let Some(state) = &self.state else { return Err(self.spent()) };
+        if let Some(partitions) = state.deliveries.get(topic) {
+            return i32::try_from(partitions.len()).map_err(|e| Error::bug("too many partitions").source(e));
+        }
+        let prefix = format!("{}.", self.source);
+        if !topic.starts_with(&prefix) || !is_data(&self.source, topic) {
+            return Err(Error::bug("not a data topic of the source").with("source", &self.source).with("topic", topic));
+        }
+        let count = self.topics.ensure(topic, Purpose::Data).await?;
+        let ends = {
+            let (client, topic) = (self.client.clone(), topic.to_owned());
+            blocking(move || (0..count).map(|p| Ok((p, client.watermarks(&topic, p)?.1))).collect::<Result<_>>()).await?
+        };
+        let Some(state) = &mut self.state else { return Err(self.spent()) };
+        state.add_topic(topic, ends);
+        Ok(count)
+    }
+
+    async fn append(
+        &mut self,
+        schemas: &[Arc<TableSchema>],
+        blocks: Vec<TopicBlock>,
+        draft: CheckpointDraft,
+    ) -> Result<Checkpoint> {
+        for block in &blocks {
+            self.ensure_topic(&block.topic).await?;
+        }
+        let Some(mut state) = self.state.take() else { return Err(self.spent()) };
+        let schemas = schemas.to_vec();
+        let (state, checkpoint) = blocking(move || match state.append(&schemas, &blocks, draft) {
+            Ok(checkpoint) => Ok((state, checkpoint)),
+            Err(error) => {
+                let _ = state.producer.abort_transaction(ABORT_TIMEOUT);
+                Err(error)
+            }
+        })
+        .await
+        .map_err(|e: Error| e.with("source", &self.source))?;
+        self.state = Some(state);
+        Ok(checkpoint)
+    }
+}
+
+impl Drop for KafkaWriter {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.take() {
+            drop_elsewhere(state);
+        }
+    }
+}
+
+impl State {
+    fn open(client: Arc<Client>, source: String) -> Result<(Self, Option<Checkpoint>)> {
+        let transactional_id = format!("{}.{source}", client.name);
+        let properties = client.properties(
+            &[
+                ("compression.type", "zstd"),
+                // Records come in blocks of thousands, faster than they leave: batches fill by themselves, and a small append
+                // hardly waits.
+                ("linger.ms", "2"),
+                ("batch.size", "1000000"),
+                ("batch.num.messages", "100000"),
+                // Copies of records on their way, at most: the blocks themselves are the caller's.
+                ("queue.buffering.max.kbytes", "131072"),
+                ("queue.buffering.max.messages", "1000000"),
+                ("message.max.bytes", MAX_RECORD_BYTES),
+                ("transaction.timeout.ms", "60000"),
+            ],
+            &[("transactional.id", transactional_id.as_str()), ("enable.idempotence", "true"), ("acks", "all")],
+        );
+        let producer = Producer::from_config_and_context(&properties, Deliveries::default())
+            .map_err(|e| error::creation(e, &client.config.brokers))?;
+        if let Err(error) = producer.init_transactions(INIT_TIMEOUT) {
+            producer.poll(Duration::ZERO);
+            let mut doing = client.doing("fencing older writers");
+            doing.cause = producer.context().context.last_error().or(doing.cause);
+            return Err(error::classify(error, doing).with("source", &source));
+        }
+        // From here on no older writer can commit, so what is last now stays last.
+        let recovered = checkpoints::recover(&client, &names::checkpoints_topic(&source))?;
+        let mut state = Self {
+            client: client.clone(),
+            source: source.clone(),
+            producer,
+            last_id: recovered.last.as_ref().map_or(0, |checkpoint| checkpoint.id),
+            ends: Ends::new(),
+            until_complete: 0,
+            deliveries: BTreeMap::new(),
+        };
+        for (topic, partitions) in client.topics(&format!("{source}."))? {
+            if !is_data(&source, &topic) {
+                continue;
+            }
+            let known = recovered.ends.get(&topic);
+            let mut ends = BTreeMap::new();
+            for partition in partitions {
+                let (_, high) = client.watermarks(&topic, partition)?;
+                let end = match known.and_then(|known| known.get(&partition)) {
+                    // The watermark counts markers and aborted records too; the checkpoints know the last record.
+                    Some(&end) if end <= high => end,
+                    Some(&end) => {
+                        tracing::warn!(topic, partition, end, high, "the topic ends before its last checkpoint: it was made again");
+                        high
+                    }
+                    None => high,
+                };
+                ends.insert(partition, end);
+            }
+            state.add_topic(&topic, ends);
+        }
+        Ok((state, recovered.last))
+    }
+
+    fn add_topic(&mut self, topic: &str, ends: BTreeMap<i32, i64>) {
+        self.deliveries.insert(topic.to_owned(), ends.iter().map(|_| Arc::default()).collect());
+        self.ends.insert(topic.to_owned(), ends);
+    }
+
+    fn append(
+        &mut self,
+        schemas: &[Arc<TableSchema>],
+        blocks: &[TopicBlock],
+        draft: CheckpointDraft,
+    ) -> Result<Checkpoint> {
+        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        self.producer.begin_transaction().map_err(|e| self.failed(e, "beginning a transaction"))?;
+        crash_point!("log.append.begun");
+
+        let untracked = Arc::new(Delivered::default());
+        let schemas_topic = names::schemas_topic(&self.source);
+        for schema in schemas {
+            let value = serde_json::to_vec(schema).map_err(|e| Error::bug("a schema cannot be written").source(e))?;
+            let key = schema_key(schema);
+            self.send(&schemas_topic, PARTITION, &untracked, Some(&key), Some(&value), None, deadline)?;
+        }
+        for block in blocks {
+            self.send_block(block, deadline)?;
+        }
+        self.flush("sending records", deadline)?;
+        crash_point!("log.append.data_sent");
+
+        let checkpoint = self.checkpoint(draft)?;
+        let value = serde_json::to_vec(&checkpoint).map_err(|e| Error::bug("a checkpoint cannot be written").source(e))?;
+        let topic = names::checkpoints_topic(&self.source);
+        self.send(&topic, PARTITION, &untracked, None, Some(&value), None, deadline)?;
+        crash_point!("log.append.checkpoint_sent");
+        self.flush("sending the checkpoint", deadline)?;
+        crash_point!("log.append.before_commit");
+        self.producer.commit_transaction(COMMIT_TIMEOUT).map_err(|e| self.failed(e, "committing a transaction"))?;
+        crash_point!("log.append.committed");
+
+        self.last_id = checkpoint.id;
+        self.until_complete = if checkpoint.complete { COMPLETE_EVERY - 1 } else { self.until_complete - 1 };
+        Ok(checkpoint)
+    }
+
+    fn send_block(&self, block: &TopicBlock, deadline: Instant) -> Result<()> {
+        let Some(deliveries) = self.deliveries.get(&block.topic) else {
+            return Err(Error::bug("a block for a topic that was not ensured").with("topic", &block.topic));
+        };
+        for (count, record) in block.block.iter().enumerate() {
+            let delivered = usize::try_from(record.partition).ok().and_then(|partition| deliveries.get(partition));
+            let Some(delivered) = delivered else {
+                return Err(Error::bug("a record for a partition that the topic does not have")
+                    .with("topic", &block.topic)
+                    .with("partition", record.partition));
+            };
+            self.send(&block.topic, record.partition, delivered, record.key, record.value, record.header, deadline)?;
+            if count % RECORDS_PER_POLL == RECORDS_PER_POLL - 1 {
+                self.producer.poll(Duration::ZERO);
+                self.check_deliveries("sending records")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands one record to the client, which copies it; waits while its buffer is full.
+    #[allow(clippy::too_many_arguments)] // The parts of a record, each borrowed: a struct would only name them again.
+    fn send(
+        &self,
+        topic: &str,
+        partition: i32,
+        delivered: &Arc<Delivered>,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        header: Option<&[u8]>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut record = BaseRecord::<[u8], [u8], Arc<Delivered>>::with_opaque_to(topic, delivered.clone());
+        record.partition = Some(partition);
+        record.key = key;
+        record.payload = value;
+        record.headers = header
+            .map(|value| OwnedHeaders::new_with_capacity(1).insert(Header { key: HEADER, value: Some(value) }));
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
+                    self.producer.poll(Duration::from_millis(5));
+                    self.check_deliveries("sending records")?;
+                    if Instant::now() > deadline {
+                        return Err(self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), "sending records"));
+                    }
+                    record = back;
+                }
+                Err((error, back)) => {
+                    return Err(error::classify(error, self.doing("sending a record").topic(back.topic))
+                        .with("bytes", value.map_or(0, <[u8]>::len)));
+                }
+            }
+        }
+    }
+
+    /// Waits until everything sent is delivered. rdkafka's own `flush` looks every 100 ms only.
+    fn flush(&self, what: &str, deadline: Instant) -> Result<()> {
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(1));
+            self.check_deliveries(what)?;
+            if Instant::now() > deadline {
+                return Err(self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), what));
+            }
+        }
+        self.check_deliveries(what)
+    }
+
+    fn check_deliveries(&self, what: &str) -> Result<()> {
+        let context = self.producer.context();
+        if !context.has_failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let failure = context.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(Failure { code, topic }) = failure else { return Ok(()) };
+        // Being fenced shows in the first place as records that were not delivered.
+        match self.fatal() {
+            Some(error) => Err(error),
+            None => Err(error::classify_code(code, self.doing(what).topic(&topic))),
+        }
+    }
+
+    /// Completes the draft, and moves `ends` on to what was delivered.
+    fn checkpoint(&mut self, draft: CheckpointDraft) -> Result<Checkpoint> {
+        let mut touched = Ends::new();
+        for (topic, deliveries) in &self.deliveries {
+            for (partition, delivered) in (0..).zip(deliveries) {
+                let end = delivered.end.swap(0, Ordering::Relaxed);
+                if end > 0 {
+                    touched.entry(topic.clone()).or_default().insert(partition, end);
+                }
+            }
+        }
+        for (topic, partitions) in &touched {
+            self.ends.entry(topic.clone()).or_default().extend(partitions);
+        }
+        let wall_clock = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_err(|e| Error::human("the clock is before 1970").source(e))?
+            .as_micros();
+        let wall_clock = i64::try_from(wall_clock).map_err(|e| Error::human("the clock is beyond its range").source(e))?;
+        let complete = self.until_complete == 0;
+        Ok(Checkpoint {
+            id: wall_clock.max(self.last_id + 1),
+            draft,
+            wall_clock,
+            ends: if complete { self.ends.clone() } else { touched },
+            complete,
+        })
+    }
+
+    fn doing<'a>(&'a self, what: &'a str) -> error::Doing<'a> {
+        let mut doing = self.client.doing(what);
+        doing.cause = self.producer.context().context.last_error().or(doing.cause);
+        doing
+    }
+
+    fn failed(&self, error: KafkaError, what: &str) -> Error {
+        self.fatal().unwrap_or_else(|| error::classify(error, self.doing(what)))
+    }
+
+    /// What ended the producer for good, if anything did: usually a newer writer.
+    fn fatal(&self) -> Option<Error> {
+        let (code, reason) = self.producer.client().fatal_error()?;
+        Some(error::classify_code(code, self.client.doing("appending")).with("reason", reason))
+    }
+}
