@@ -24,31 +24,26 @@ pub const WATERMARK: &str = "lakeward.watermark";
 pub struct Committed {
     /// None: nothing was ever committed by a sink.
     pub checkpoint: Option<i64>,
+    /// Of the checkpoint, microseconds.
+    pub watermark: i64,
     pub offsets: Ends,
 }
 
 impl Committed {
-    /// As it is written into a snapshot's summary.
-    pub fn to_summary(&self, watermark: i64) -> HashMap<String, String> {
-        let mut summary = HashMap::from([
+    /// As it is written into a snapshot's summary; nothing where nothing was committed yet.
+    pub fn to_summary(&self) -> HashMap<String, String> {
+        let Some(checkpoint) = self.checkpoint else { return HashMap::new() };
+        HashMap::from([
             (OFFSETS.to_owned(), serde_json::to_string(&self.offsets).unwrap_or_default()),
-            (WATERMARK.to_owned(), watermark.to_string()),
-        ]);
-        if let Some(checkpoint) = self.checkpoint {
-            summary.insert(CHECKPOINT.to_owned(), checkpoint.to_string());
-        }
-        summary
+            (WATERMARK.to_owned(), self.watermark.to_string()),
+            (CHECKPOINT.to_owned(), checkpoint.to_string()),
+        ])
     }
 
     /// As it is mirrored in the table's properties, by the commit that makes the snapshot of this sequence number.
     pub fn to_properties(&self, sequence_number: i64) -> HashMap<String, String> {
-        let mut properties = HashMap::from([
-            (OFFSETS.to_owned(), serde_json::to_string(&self.offsets).unwrap_or_default()),
-            (OFFSETS_SEQUENCE.to_owned(), sequence_number.to_string()),
-        ]);
-        if let Some(checkpoint) = self.checkpoint {
-            properties.insert(CHECKPOINT.to_owned(), checkpoint.to_string());
-        }
+        let mut properties = self.to_summary();
+        properties.insert(OFFSETS_SEQUENCE.to_owned(), sequence_number.to_string());
         properties
     }
 
@@ -56,7 +51,11 @@ impl Committed {
         let offsets = fields.get(OFFSETS)?;
         Some(
             serde_json::from_str(offsets)
-                .map(|offsets| Self { checkpoint: fields.get(CHECKPOINT).and_then(|c| c.parse().ok()), offsets })
+                .map(|offsets| Self {
+                    checkpoint: fields.get(CHECKPOINT).and_then(|c| c.parse().ok()),
+                    watermark: fields.get(WATERMARK).and_then(|w| w.parse().ok()).unwrap_or_default(),
+                    offsets,
+                })
                 .map_err(|e| Error::human("the offsets in a table's history cannot be read").source(e)),
         )
     }
@@ -145,13 +144,13 @@ mod tests {
 
     fn at(checkpoint: i64) -> Committed {
         let offsets = Ends::from([("t".to_owned(), BTreeMap::from([(0, checkpoint * 10)]))]);
-        Committed { checkpoint: Some(checkpoint), offsets }
+        Committed { checkpoint: Some(checkpoint), watermark: 5, offsets }
     }
 
     /// Trap 26.
     #[test]
     fn offsets_are_those_of_the_newest_ancestor_that_has_them() {
-        let (ours, older, foreign) = (at(7).to_summary(0), at(6).to_summary(0), HashMap::new());
+        let (ours, older, foreign) = (at(7).to_summary(), at(6).to_summary(), HashMap::new());
         let newest_first = [&foreign, &ours, &older];
         let ancestors: Vec<Ancestor> = newest_first
             .iter()

@@ -17,10 +17,19 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, UInt32Array, new_empty_array, new_null_array};
 use arrow::compute::{SortColumn, cast_with_options, interleave, lexsort_to_indices};
 use arrow::datatypes::{DataType, SchemaRef};
+use lakeward_event::key::CanonicalKeys;
 use lakeward_event::{ChangeBatch, Op, TableSchema};
 use lakeward_runtime::{Error, Result};
 
-use crate::key::hash_keys;
+/// Hashes of keys; None where a part is NULL.
+fn hash_keys(columns: &[ArrayRef], rows: usize) -> Result<Vec<Option<u128>>> {
+    if columns.is_empty() {
+        return Ok(vec![None; rows]);
+    }
+    let mut keys = CanonicalKeys::default();
+    keys.set(columns, rows).map_err(|e| Error::human("the key cannot be compared").source(e))?;
+    Ok((0..rows).map(|row| keys.is_complete(row).then(|| keys.hash(row))).collect())
+}
 
 /// The columns of a lake's table, and the source column that feeds each.
 #[derive(Debug, Clone)]

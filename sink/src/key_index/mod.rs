@@ -146,6 +146,10 @@ impl KeyIndex {
     pub fn snapshot(&self) -> Option<i64> {
         self.snapshot
     }
+    /// Field ids of the key that the entries are of.
+    pub fn key(&self) -> &[i32] {
+        &self.definition.key
+    }
     /// The path of a file number, None if the file has left the table.
     pub fn path(&self, file: u32) -> Option<&str> {
         self.files.get(&file).map(String::as_str)
