@@ -43,29 +43,28 @@ unless programs pkg-config -- pkg-config
 unless compiles openssl/ssl.h -- libssl-dev
 unless compiles zlib.h -- zlib1g-dev
 
-apt() {
-  local as_root=()
-  [ "$EUID" = 0 ] || as_root=(sudo)
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@"
+apt() { "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@"; }
+
+# Debian's PostgreSQL makes a cluster and starts it on port 5432 at once. The stack has its own; nobody asked for another.
+no_cluster() {
+  local conf=/etc/postgresql-common/createcluster.conf
+  [[ " ${PACKAGES[*]} " == *" postgresql-15 "* ]] && [ ! -e "$conf" ] || return 0
+  apt install -y --no-install-recommends postgresql-common &&
+    "${AS_ROOT[@]}" sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' "$conf"
 }
 
 if [ "${#PACKAGES[@]}" -gt 0 ]; then
   command -v apt-get >/dev/null || die "missing, and there is no apt-get to install them with: ${PACKAGES[*]}"
-  [ "$EUID" = 0 ] || command -v sudo >/dev/null || die "not root and no sudo; as root: apt-get install ${PACKAGES[*]}"
+  AS_ROOT=()
+  if [ "$EUID" != 0 ]; then
+    command -v sudo >/dev/null || die "not root, and no sudo; as root: apt-get install ${PACKAGES[*]}"
+    AS_ROOT=(sudo)
+  fi
   start=$(now)
   say "installing ${PACKAGES[*]}"
   log=$(mktemp)
-  {
-    apt update
-    if [[ " ${PACKAGES[*]} " == *" postgresql-15 "* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
-      # Debian would make a cluster and start it on port 5432 at once. The stack has its own; nobody asked for another.
-      apt install -y --no-install-recommends postgresql-common
-      conf=$(sed 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf)
-      if [ "$EUID" = 0 ]; then echo "$conf" >/etc/postgresql-common/createcluster.conf
-      else echo "$conf" | sudo tee /etc/postgresql-common/createcluster.conf >/dev/null; fi
-    fi
-    apt install -y --no-install-recommends "${PACKAGES[@]}"
-  } >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "apt-get failed (whole output: $log)"; }
+  { apt update && no_cluster && apt install -y --no-install-recommends "${PACKAGES[@]}"; } >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; die "apt-get failed (whole output: $log)"; }
   rm -f "$log"
   say "installed ${#PACKAGES[@]} packages in $(since "$start")"
 fi

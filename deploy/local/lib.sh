@@ -19,6 +19,7 @@ since() { local ms=$(($(now) - $1)); printf '%d.%d s' $((ms / 1000)) $((ms % 100
 
 # install_once FOLDER NOTE FUNCTION: makes $CACHE/FOLDER by FUNCTION, which fills the folder it is given. The folder appears
 # whole or not at all, so an interrupted install is repeated by the next run. One process at a time: others wait for it.
+# (FUNCTION stops at its first failure only if this is not called before || or in an if: bash's rule for `set -e`.)
 install_once() {
   local target=$CACHE/$1 note=$2 fill=$3 t0 log pid
   [ ! -d "$target" ] || return 0

@@ -36,11 +36,11 @@ minio_fill() {
 }
 
 minio_start() {
-  # An empty folder for certificates: the default one is in the user's home.
-  mkdir -p "$STACK/data/minio" "$STACK/run/minio-certs"
-  spawn minio env MINIO_ROOT_USER="$MINIO_USER" MINIO_ROOT_PASSWORD="$MINIO_PASSWORD" MINIO_UPDATE=off GOMEMLIMIT=512MiB \
-    "$CACHE/$MINIO_HOME/minio" server --quiet --certs-dir "$STACK/run/minio-certs" \
-    --address "$HOST:${PORTS[minio]}" --console-address "$HOST:$((PORTS[minio] + 1))" "$STACK/data/minio"
+  mkdir -p "$STACK/data/minio"
+  # HOME: it makes a folder for certificates there, whatever it is told on the command line.
+  spawn minio env HOME="$STACK/run" MINIO_ROOT_USER="$MINIO_USER" MINIO_ROOT_PASSWORD="$MINIO_PASSWORD" MINIO_UPDATE=off \
+    GOMEMLIMIT=512MiB "$CACHE/$MINIO_HOME/minio" server --quiet --address "$HOST:${PORTS[minio]}" \
+    --console-address "$HOST:$((PORTS[minio] + 1))" "$STACK/data/minio"
 }
 
 # Ready, and the bucket is there: a PUT of a bucket that one owns already is answered 409 (or 200).

@@ -102,7 +102,8 @@ lock() {
 unlock() { exec 9>&-; }
 
 # Runs FUNCTION for each server at the same time, each in a process group of its own so that an interrupt can end all that it
-# started. Fails if one of them failed.
+# started. Ends with an error if one of them failed. (Never call it, or what calls it, before || or in an if: bash would
+# then ignore `set -e` in all of FUNCTION.)
 JOBS=()
 each() { # FUNCTION SERVER...
   local function=$1 job failed=0
@@ -116,7 +117,7 @@ each() { # FUNCTION SERVER...
   unset SERVER
   for job in "${JOBS[@]}"; do wait "$job" || failed=1; done
   JOBS=()
-  return $failed
+  [ "$failed" = 0 ] || die "not done for every server (see above)"
 }
 
 start_one() {
@@ -145,7 +146,7 @@ up() { # SERVER...
   if [ "${#IDLE[@]}" -gt 0 ]; then
     # shellcheck disable=SC2016  # expanded when the trap fires
     on_signal 'say "interrupted; stopping what was started"; end_jobs; stop_servers "${IDLE[@]}"'
-    each start_one "${IDLE[@]}" || die "not all servers started (see above)"
+    each start_one "${IDLE[@]}"
     trap - INT TERM HUP
     say "${#IDLE[@]} started in $(since "$t0")"
   fi

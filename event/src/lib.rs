@@ -11,11 +11,13 @@
 //! - [`key`]: keys as bytes and hashes, whatever the width of their columns
 //! - [`names`]: topics, namespaces, tables
 //! - [`partition`]: a key's partition, as Kafka's own clients choose it
+//! - [`document`]: MongoDB documents and patches to columns
 //! - [`codec`]: bytes of the log to and from `ChangeBatch`
 
 pub mod batch;
 pub mod checkpoint;
 pub mod codec;
+pub mod document;
 pub mod error;
 pub mod key;
 pub mod names;

@@ -16,7 +16,7 @@ use crate::Result;
 
 /// How long one question to the cluster (metadata, watermarks) may take. A broker that restarts is back within it more often
 /// than not; a caller that gets the error tries again anyway.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a client's broker connections said last, so that a time-out can name its cause.
 #[derive(Debug, Default, Clone)]

@@ -1,6 +1,6 @@
 //! Reading: partitions and offsets that the caller names -> committed records -> a visitor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use lakeward_event::Ends;
 use lakeward_event::codec::RecordRef;
 use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{Client, Consumer, blocking, drop_elsewhere};
@@ -56,6 +57,14 @@ impl Assigned {
 
     fn start_pending(&mut self) -> Result<()> {
         if self.pending.count() > 0 {
+            // librdkafka would wait for a topic that is not there, half a minute long and without a word.
+            let topics: HashSet<String> = self.client.topics("")?.into_iter().map(|(topic, _)| topic).collect();
+            for element in self.pending.elements() {
+                if !topics.contains(element.topic()) {
+                    let doing = self.client.doing("assigning a partition").topic(element.topic());
+                    return Err(error::classify_code(RDKafkaErrorCode::UnknownTopicOrPartition, doing));
+                }
+            }
             self.consumer
                 .incremental_assign(&self.pending)
                 .map_err(|e| error::classify(e, self.client.doing("assigning partitions")))?;

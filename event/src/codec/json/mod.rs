@@ -47,8 +47,8 @@ mod cells;
 mod columns;
 mod decode;
 mod encode;
-mod scan;
-mod text;
+pub(crate) mod scan;
+pub(crate) mod text;
 
 #[cfg(test)]
 mod tests;

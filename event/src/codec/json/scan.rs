@@ -7,25 +7,25 @@ use super::text::is_special;
 
 /// Why a text cannot be read, and where.
 #[derive(Debug)]
-pub(super) struct Bad {
+pub(crate) struct Bad {
     pub reason: Cow<'static, str>,
     /// Byte of the record's value.
     pub at: usize,
 }
 
-pub(super) type Parsed<T> = Result<T, Bad>;
+pub(crate) type Parsed<T> = Result<T, Bad>;
 
 /// Deeper values than this are refused: a patch is as deep as MongoDB allows (100 levels) and a little.
 const MAX_DEPTH: usize = 256;
 
-pub(super) struct Scanner<'a> {
+pub(crate) struct Scanner<'a> {
     text: &'a [u8],
     at: usize,
 }
 
 /// A JSON string as it stands between its quotes.
-#[derive(Clone, Copy)]
-pub(super) struct Raw<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Raw<'a> {
     pub bytes: &'a [u8],
     pub escaped: bool,
     pub at: usize,
@@ -187,7 +187,7 @@ impl<'a> Scanner<'a> {
 }
 
 /// JSON's grammar of numbers, which Rust's is wider than (`+1`, `.5`, `inf`).
-pub(super) fn is_number(word: &[u8]) -> bool {
+pub(crate) fn is_number(word: &[u8]) -> bool {
     let digits = |text: &[u8]| text.iter().take_while(|b| b.is_ascii_digit()).count();
     let rest = word.strip_prefix(b"-").unwrap_or(word);
     let whole = digits(rest);
@@ -218,7 +218,7 @@ fn check_escapes(raw: Raw<'_>) -> Parsed<()> {
 }
 
 /// Appends the string's characters to `out`.
-pub(super) fn append_unescaped(raw: Raw<'_>, out: &mut Vec<u8>) -> Parsed<()> {
+pub(crate) fn append_unescaped(raw: Raw<'_>, out: &mut Vec<u8>) -> Parsed<()> {
     if !raw.escaped {
         out.extend_from_slice(raw.bytes);
         return Ok(());

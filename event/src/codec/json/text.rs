@@ -30,11 +30,11 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// True for bytes that end a run of plain characters inside a JSON string.
 #[inline]
-pub(super) fn is_special(byte: u8) -> bool {
+pub(crate) fn is_special(byte: u8) -> bool {
     ESCAPE[byte as usize] != 0
 }
 
-pub(super) fn write_string(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let bytes = text.as_bytes();
     let mut plain = 0;
@@ -57,12 +57,12 @@ pub(super) fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-pub(super) fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
+pub(crate) fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// Shortest digits that read back the same; what JSON has no number for is a string in PostgreSQL's spelling.
-pub(super) fn write_float(out: &mut Vec<u8>, value: impl ryu::Float + Into<f64>) {
+pub(crate) fn write_float(out: &mut Vec<u8>, value: impl ryu::Float + Into<f64>) {
     let wide: f64 = value.into();
     if wide.is_finite() {
         out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes());
@@ -74,7 +74,7 @@ pub(super) fn write_float(out: &mut Vec<u8>, value: impl ryu::Float + Into<f64>)
 }
 
 /// As the server prints it, trailing zeros and all: 1230 with scale 2 is `"12.30"`.
-pub(super) fn write_decimal(out: &mut Vec<u8>, unscaled: i128, scale: i8) {
+pub(crate) fn write_decimal(out: &mut Vec<u8>, unscaled: i128, scale: i8) {
     out.push(b'"');
     if unscaled < 0 {
         out.push(b'-');
@@ -104,7 +104,7 @@ pub(super) fn write_decimal(out: &mut Vec<u8>, unscaled: i128, scale: i8) {
 }
 
 /// The unscaled value of a decimal that fits `precision` and `scale` exactly; fewer fraction digits are filled up.
-pub(super) fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Option<i128> {
+pub(crate) fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Option<i128> {
     let (negative, text) = match text {
         [b'-', rest @ ..] => (true, rest),
         _ => (false, text),
@@ -139,21 +139,21 @@ pub(super) fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Option<i12
     Some(if negative { -value } else { value })
 }
 
-pub(super) fn write_uuid(out: &mut Vec<u8>, value: &[u8]) {
+pub(crate) fn write_uuid(out: &mut Vec<u8>, value: &[u8]) {
     let uuid = Uuid::from_slice(value).unwrap_or_default();
     out.push(b'"');
     out.extend_from_slice(uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
     out.push(b'"');
 }
 
-pub(super) fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
+pub(crate) fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
     if text.len() != 36 {
         return None;
     }
     Uuid::try_parse_ascii(text).ok().map(Uuid::into_bytes)
 }
 
-pub(super) fn write_binary(out: &mut Vec<u8>, value: &[u8]) {
+pub(crate) fn write_binary(out: &mut Vec<u8>, value: &[u8]) {
     out.push(b'"');
     let start = out.len();
     out.resize(start + value.len().div_ceil(3) * 4, 0);
@@ -163,18 +163,18 @@ pub(super) fn write_binary(out: &mut Vec<u8>, value: &[u8]) {
     out.push(b'"');
 }
 
-pub(super) fn parse_binary(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+pub(crate) fn parse_binary(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     STANDARD.decode_vec(text, out).ok()
 }
 
-pub(super) fn write_hex(out: &mut Vec<u8>, value: &[u8]) {
+pub(crate) fn write_hex(out: &mut Vec<u8>, value: &[u8]) {
     for byte in value {
         out.push(HEX[usize::from(byte >> 4)]);
         out.push(HEX[usize::from(byte & 15)]);
     }
 }
 
-pub(super) fn parse_hex(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+pub(crate) fn parse_hex(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),
@@ -191,7 +191,7 @@ pub(super) fn parse_hex(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
 
 /// ISO 8601 in UTC with six fraction digits; years before 1 and after 9999 are signed (year 0 is 1 BC), as Debezium writes
 /// them, and so are the infinities.
-pub(super) fn write_timestamptz(out: &mut Vec<u8>, micros: i64) {
+pub(crate) fn write_timestamptz(out: &mut Vec<u8>, micros: i64) {
     if micros.checked_abs() == Some(TIMESTAMP_INFINITY) {
         out.extend_from_slice(if micros > 0 { b"\"infinity\"" } else { b"\"-infinity\"" });
         return;
@@ -223,7 +223,18 @@ pub(super) fn write_timestamptz(out: &mut Vec<u8>, micros: i64) {
     out.extend_from_slice(b"Z\"");
 }
 
-pub(super) fn parse_timestamptz(text: &[u8]) -> Option<i64> {
+/// ISO 8601 in UTC of milliseconds since 1970, as relaxed Extended JSON has it: the fraction is there only when it is not 0.
+/// Years from 1970 to 9999; without quotes.
+pub(crate) fn write_date_millis(out: &mut Vec<u8>, millis: i64) {
+    let start = out.len();
+    write_timestamptz(out, millis * 1000);
+    // "YYYY-MM-DDTHH:MM:SS.ffffffZ" with its quotes
+    out.remove(start);
+    out.truncate(start + if millis % 1000 == 0 { 19 } else { 23 });
+    out.push(b'Z');
+}
+
+pub(crate) fn parse_timestamptz(text: &[u8]) -> Option<i64> {
     match text {
         b"infinity" => return Some(TIMESTAMP_INFINITY),
         b"-infinity" => return Some(-TIMESTAMP_INFINITY),

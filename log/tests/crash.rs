@@ -1,0 +1,116 @@
+//! A writer that is killed at each named point of an append: afterwards the log holds exactly what its last checkpoint says,
+//! each record once. On a real Kafka (`LAKEWARD_TEST_KAFKA`).
+//!
+//! The process that dies is this test binary again, running [`appender`] with `FAILPOINTS` set.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lakeward_log::Log;
+use lakeward_log::conformance::{block, draft, read, reader, values};
+use lakeward_log::kafka::KafkaLog;
+use lakeward_runtime::config::{Codec, KafkaConfig};
+
+/// Names the source to the child; without it [`appender`] does nothing.
+const SOURCE: &str = "LAKEWARD_LOG_CRASH_SOURCE";
+/// Appends that a child makes when nothing stops it.
+const APPENDS: u64 = 6;
+
+fn open() -> Arc<dyn Log> {
+    let config = KafkaConfig {
+        brokers: std::env::var("LAKEWARD_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:22092".into()),
+        codec: Codec::Json,
+        partitions: 2,
+        replication: 1,
+        retention: Duration::from_secs(3600),
+        client: BTreeMap::new(),
+    };
+    KafkaLog::open(&config, "crash").unwrap()
+}
+
+/// The child: goes on from the last checkpoint, as a connector does, and says what was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appender() {
+    let Ok(source) = std::env::var(SOURCE) else { return };
+    lakeward_runtime::crash::setup();
+    let topic = format!("{source}.public.a");
+    let (mut writer, last) = open().writer(&source).await.unwrap();
+    writer.ensure_topic(&topic).await.unwrap();
+    let first = last.map_or(0, |checkpoint| checkpoint.draft.next_sequence);
+    for sequence in first..first + APPENDS {
+        // The same number in both partitions, so that half an append would show.
+        let value = sequence.to_string();
+        let blocks = vec![block(&topic, &[(0, &value), (1, &value)])];
+        writer.append(&[], blocks, draft(sequence + 1)).await.unwrap();
+        println!("acknowledged {sequence}");
+    }
+}
+
+fn run_child(source: &str, failpoint: Option<&str>) -> Output {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "appender", "--nocapture"]).env(SOURCE, source).env_remove("FAILPOINTS");
+    if let Some(point) = failpoint {
+        child.env("FAILPOINTS", format!("{point}=3*off->return"));
+    }
+    child.output().unwrap()
+}
+
+async fn killed_at(point: &str) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let source = format!("log_crash_{:x}_{:x}", std::process::id(), now);
+    let topic = format!("{source}.public.a");
+    for round in 0..3 {
+        let output = run_child(&source, (round < 2).then_some(point));
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if round < 2 {
+            assert!(!output.status.success(), "{point} did not kill: {stdout}{stderr}");
+            assert!(stderr.contains(&format!("failpoint {point} fired")), "{point}: {stdout}{stderr}");
+        } else {
+            assert!(output.status.success(), "{point}: {stdout}{stderr}");
+        }
+        let acknowledged: u64 = stdout.matches("acknowledged").count() as u64;
+        assert_eq!(acknowledged, if round < 2 { 3 } else { APPENDS });
+        let last: u64 = stdout.lines().filter_map(|l| l.split("acknowledged ").nth(1)?.parse().ok()).max().unwrap();
+
+        // Settles what the child left, as its successor would.
+        let (_writer, checkpoint) = open().writer(&source).await.unwrap();
+        let checkpoint = checkpoint.unwrap();
+        let published = checkpoint.draft.next_sequence;
+        // The append that was interrupted has happened, or has not.
+        let interrupted = u64::from(round < 2);
+        assert!(published > last && published <= last + 1 + interrupted, "{point}: {published} after {last}");
+        if point == "log.append.committed" && round < 2 {
+            assert_eq!(published, last + 2, "what was committed is there");
+        } else if round < 2 {
+            assert_eq!(published, last + 1, "what was not committed is not there");
+        }
+        let log = open();
+        let mut reader = reader(&log, &source, &checkpoint.ends).await;
+        let records = read(&mut reader, &checkpoint.ends).await;
+        let expected: Vec<String> = (0..published).map(|n| n.to_string()).collect();
+        for partition in [0, 1] {
+            assert_eq!(values(&records, &topic, partition), expected, "{point}, partition {partition}");
+        }
+    }
+}
+
+macro_rules! points {
+    ($($name:ident: $point:literal),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            killed_at($point).await;
+        })*
+    };
+}
+
+points!(
+    killed_after_begin: "log.append.begun",
+    killed_after_the_data: "log.append.data_sent",
+    killed_after_the_checkpoint: "log.append.checkpoint_sent",
+    killed_before_the_commit: "log.append.before_commit",
+    killed_after_the_commit: "log.append.committed",
+);
