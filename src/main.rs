@@ -5,7 +5,7 @@ mod commands;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use lakeward_runtime::{Action, Error};
 
 /// Streams every service's database into one lakehouse, and answers SQL across them at one consistent moment.
@@ -15,35 +15,14 @@ struct Cli {
     /// The configuration file
     #[arg(long, global = true, value_name = "FILE", env = "LAKEWARD_CONFIG", default_value = "lakeward.toml")]
     config: PathBuf,
-    /// error, warn, info, debug or trace, or directives such as `info,lakeward_sink=debug`
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log: Option<String>,
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
-    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Write a commented lakeward.toml
     Init,
-    /// Try every source, log, catalog and warehouse setting and list all problems with their fix
-    Check,
-    /// Run connectors, sink and query server (default: all) until SIGTERM or SIGINT
-    Run(commands::run::Args),
-    /// SQL over the lake; interactive without -c and -f
-    Sql(commands::sql::Args),
-    /// Sources, positions, tables, freshness, last error
-    Status(commands::status::Args),
-    /// Prove that source and lake are equal at one position; prints differing keys
-    Verify(commands::verify::Args),
 }
 
 fn main() -> ExitCode {
@@ -56,7 +35,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match commands::dispatch(cli) {
+    match commands::dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");

@@ -20,6 +20,7 @@ mod cache;
 pub mod catalog;
 pub mod commit;
 pub mod deletes;
+mod errors;
 pub mod evolution;
 pub mod files;
 pub mod lake;

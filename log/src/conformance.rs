@@ -247,7 +247,8 @@ pub async fn a_failed_append_leaves_nothing(log: Arc<dyn Log>, source: &str) {
         last = Some(checkpoint);
         // Enough records that a part of them is with the server before the failure.
         let schema = schema(source, 100 + u32::try_from(round).unwrap());
-        let failed = writer.append(&[schema], vec![block(&topic, &[(0, "no")]), poisoned(&topic, 50_000)], draft(99)).await;
+        let failed =
+            writer.append(&[schema], vec![block(&topic, &[(0, "no")]), poisoned(&topic, 50_000)], draft(99)).await;
         assert!(failed.is_err());
         assert!(writer.append(&[], vec![], draft(99)).await.is_err(), "a writer is spent after a failure");
         eventually(last.clone(), async || log.last_checkpoint(source).await.unwrap()).await;
@@ -307,7 +308,8 @@ pub async fn a_takeover_reads_the_last_checkpoint(log: Arc<dyn Log>, source: &st
     committed.retain(|sequence| *sequence > 0 && *sequence < 99);
     let mut reader = reader(&log, source, &last.ends).await;
     let records = read(&mut reader, &last.ends).await;
-    let read: Vec<u64> = values(&records, &topic, 0).iter().filter_map(|v| v.strip_prefix("round ")?.parse().ok()).collect();
+    let read: Vec<u64> =
+        values(&records, &topic, 0).iter().filter_map(|v| v.strip_prefix("round ")?.parse().ok()).collect();
     assert_eq!(read, committed);
 }
 
@@ -435,7 +437,12 @@ pub async fn large_appends_come_back_whole(log: Arc<dyn Log>, source: &str) {
     let mut large = RecordBlock::default();
     for number in 0..RECORDS {
         let value = format!("{number:0200}");
-        large.push(i32::try_from(number).unwrap() % partitions, Some(&value.as_bytes()[190..]), Some(value.as_bytes()), Some(b"h"));
+        large.push(
+            i32::try_from(number).unwrap() % partitions,
+            Some(&value.as_bytes()[190..]),
+            Some(value.as_bytes()),
+            Some(b"h"),
+        );
     }
     // One record far above Kafka's usual limit of 1 MiB, of bytes that do not compress.
     let mut state = 1_u64;
@@ -456,7 +463,8 @@ pub async fn large_appends_come_back_whole(log: Arc<dyn Log>, source: &str) {
             .filter(|r| r.partition == partition)
             .filter_map(|r| std::str::from_utf8(r.value.as_ref()?).ok()?.parse().ok())
             .collect();
-        let expected: Vec<usize> = (0..RECORDS).filter(|n| i32::try_from(*n).unwrap() % partitions == partition).collect();
+        let expected: Vec<usize> =
+            (0..RECORDS).filter(|n| i32::try_from(*n).unwrap() % partitions == partition).collect();
         assert_eq!(numbers, expected);
     }
     assert!(records.iter().any(|r| r.value.as_ref() == Some(&incompressible)));

@@ -89,7 +89,10 @@ mod kafka {
     }
 
     fn send(producer: &BaseProducer, topic: &str, partition: i32, value: &str) {
-        producer.send(BaseRecord::<(), str>::to(topic).partition(partition).payload(value)).map_err(|(e, _)| e).unwrap();
+        producer
+            .send(BaseRecord::<(), str>::to(topic).partition(partition).payload(value))
+            .map_err(|(e, _)| e)
+            .unwrap();
     }
 
     fn abort(producer: &BaseProducer, topic: &str, partition: i32, records: usize) {

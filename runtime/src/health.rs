@@ -157,7 +157,10 @@ mod tests {
         one.ready();
         two.not_ready("waiting for a transaction");
         let answer = ask(address, "/readyz").await?;
-        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("source users: waiting for a transaction\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.ends_with("source users: waiting for a transaction\n"),
+            "{answer}"
+        );
         two.ready();
         assert!(ask(address, "/readyz").await?.starts_with("HTTP/1.1 200"));
         one.not_ready("gone");

@@ -30,13 +30,8 @@ mod tests {
 
     #[test]
     fn the_template_is_a_valid_configuration() {
-        let env = [
-            "USERS_PASSWORD",
-            "CATALOG_PASSWORD",
-            "AWS_ACCESS_KEY_ID",
-            "AWS_SECRET_ACCESS_KEY",
-        ]
-        .map(|name| (name.to_owned(), "x".to_owned()));
+        let env = ["USERS_PASSWORD", "CATALOG_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+            .map(|name| (name.to_owned(), "x".to_owned()));
         let config = Config::parse(super::TEMPLATE, env).unwrap();
         assert_eq!(config.sources.len(), 2);
     }

@@ -63,8 +63,8 @@ impl Client {
     pub fn new(config: &KafkaConfig, name: &str) -> Result<Self> {
         let context = Context::default();
         let properties = properties(config, &[], &[("isolation.level", "read_committed")]);
-        let observer = Consumer::from_config_and_context(&properties, context)
-            .map_err(|e| error::creation(e, &config.brokers))?;
+        let observer =
+            Consumer::from_config_and_context(&properties, context).map_err(|e| error::creation(e, &config.brokers))?;
         Ok(Self { config: config.clone(), name: name.to_owned(), observer })
     }
 

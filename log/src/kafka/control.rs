@@ -77,9 +77,8 @@ fn read_below(
 /// The JSON value of a control record. These are ours alone: what cannot be read was written by somebody else or a newer
 /// version, and nothing is skipped in silence.
 pub(super) fn decode<T: DeserializeOwned>(record: &RecordRef<'_>) -> Result<T> {
-    let fail = |message: &str| {
-        Error::human(message.to_owned()).with("topic", record.topic).with("offset", record.offset)
-    };
+    let fail =
+        |message: &str| Error::human(message.to_owned()).with("topic", record.topic).with("offset", record.offset);
     let value = record.value.ok_or_else(|| fail("a control record has no value"))?;
     serde_json::from_slice(value)
         .map_err(|e| fail("a control record cannot be read: was it written by another version or program?").source(e))
@@ -95,9 +94,9 @@ pub(super) fn schemas(client: &Arc<Client>, topic: &str) -> Result<Vec<Arc<Table
     let mut found: BTreeMap<(String, u32), Arc<TableSchema>> = BTreeMap::new();
     read_range(client, topic, low, high, &mut |record| {
         let schema: TableSchema = decode(record)?;
-        schema
-            .validate()
-            .map_err(|e| Error::human("a table schema is wrong").with("topic", topic).with("offset", record.offset).source(e))?;
+        schema.validate().map_err(|e| {
+            Error::human("a table schema is wrong").with("topic", topic).with("offset", record.offset).source(e)
+        })?;
         found.insert((schema.table.to_string(), schema.version), Arc::new(schema));
         Ok(())
     })?;

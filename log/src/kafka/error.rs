@@ -50,24 +50,28 @@ pub(super) fn classify_code(code: Code, doing: Doing<'_>) -> Error {
              [log.client] when above 64 MiB), or exclude the table",
         ),
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::UnknownTopicId => {
-            Error::human("a topic or partition that Lakeward needs is missing: was it deleted, or are these other brokers?")
+            Error::human(
+                "a topic or partition that Lakeward needs is missing: was it deleted, or are these other brokers?",
+            )
         }
         Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::UnsupportedSASLMechanism => {
             Error::configuration("Kafka refused the connection's credentials: check [log.client]")
         }
-        Code::TopicAuthorizationFailed => Error::human("Kafka does not allow access to the topic: grant Read, Write, Describe and Create"),
-        Code::ClusterAuthorizationFailed | Code::TransactionalIdAuthorizationFailed => {
-            Error::human("Kafka does not allow transactions to this user: grant Write and Describe on the transactional id, IdempotentWrite on the cluster")
+        Code::TopicAuthorizationFailed => {
+            Error::human("Kafka does not allow access to the topic: grant Read, Write, Describe and Create")
         }
-        Code::InvalidReplicationFactor => {
-            Error::configuration("Kafka cannot place that many replicas: lower [log] replication, or start more brokers")
-        }
+        Code::ClusterAuthorizationFailed | Code::TransactionalIdAuthorizationFailed => Error::human(
+            "Kafka does not allow transactions to this user: grant Write and Describe on the transactional id, IdempotentWrite on the cluster",
+        ),
+        Code::InvalidReplicationFactor => Error::configuration(
+            "Kafka cannot place that many replicas: lower [log] replication, or start more brokers",
+        ),
         Code::InvalidPartitions | Code::InvalidConfig | Code::PolicyViolation | Code::InvalidTopic => {
             Error::configuration(format!("Kafka refused, {what}"))
         }
-        Code::InvalidTransactionTimeout => {
-            Error::configuration("transaction.timeout.ms in [log.client] is above the broker's transaction.max.timeout.ms")
-        }
+        Code::InvalidTransactionTimeout => Error::configuration(
+            "transaction.timeout.ms in [log.client] is above the broker's transaction.max.timeout.ms",
+        ),
         Code::AllBrokersDown
         | Code::BrokerTransportFailure
         | Code::Resolve

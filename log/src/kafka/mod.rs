@@ -34,8 +34,8 @@ use self::client::{Client, Context, blocking};
 use self::control::{KafkaCheckpointReader, KafkaSignalReader, PARTITION};
 use self::reader::KafkaRecordReader;
 use self::topics::{Purpose, Topics};
-use self::writer::KafkaWriter;
 pub use self::writer::COMPLETE_EVERY;
+use self::writer::KafkaWriter;
 use crate::{CheckpointReader, Error, Log, RecordReader, Result, Signal, SignalReader, Writer};
 
 /// A signal that the brokers do not take in this time is not sent.

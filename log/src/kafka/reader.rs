@@ -40,7 +40,13 @@ pub(super) struct Assigned {
 impl Assigned {
     pub fn new(client: Arc<Client>) -> Result<Self> {
         let consumer = client.consumer()?;
-        Ok(Self { client, partitions: Vec::new(), places: HashMap::new(), pending: TopicPartitionList::new(), consumer })
+        Ok(Self {
+            client,
+            partitions: Vec::new(),
+            places: HashMap::new(),
+            pending: TopicPartitionList::new(),
+            consumer,
+        })
     }
 
     pub fn assign(&mut self, topic: &str, partition: i32, offset: i64) -> Result<()> {

@@ -34,7 +34,9 @@ pub(super) enum Purpose {
 
 /// Whether a topic that starts with `<source>.` holds rows.
 pub(super) fn is_data(source: &str, topic: &str) -> bool {
-    topic != names::checkpoints_topic(source) && topic != names::schemas_topic(source) && topic != names::signals_topic(source)
+    topic != names::checkpoints_topic(source)
+        && topic != names::schemas_topic(source)
+        && topic != names::signals_topic(source)
 }
 
 pub(super) struct Topics {
@@ -104,7 +106,8 @@ impl Topics {
         for (key, value) in settings {
             new = new.set(key, value);
         }
-        let options = AdminOptions::new().operation_timeout(Some(CREATION_TIMEOUT)).request_timeout(Some(CREATION_TIMEOUT));
+        let options =
+            AdminOptions::new().operation_timeout(Some(CREATION_TIMEOUT)).request_timeout(Some(CREATION_TIMEOUT));
         let doing = || self.client.doing("creating a topic").topic(topic);
         let answers = self.admin.create_topics([&new], &options).await.map_err(|e| error::classify(e, doing()))?;
         for answer in answers {

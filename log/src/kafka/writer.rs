@@ -116,11 +116,7 @@ pub(super) struct KafkaWriter {
 
 impl KafkaWriter {
     /// Fences older writers, settles what they left, and only then reads the last checkpoint.
-    pub async fn open(
-        client: Arc<Client>,
-        topics: Arc<Topics>,
-        source: &str,
-    ) -> Result<(Self, Option<Checkpoint>)> {
+    pub async fn open(client: Arc<Client>, topics: Arc<Topics>, source: &str) -> Result<(Self, Option<Checkpoint>)> {
         topics.ensure(&names::checkpoints_topic(source), Purpose::Checkpoints).await?;
         topics.ensure(&names::schemas_topic(source), Purpose::Schemas).await?;
         topics.ensure(&names::signals_topic(source), Purpose::Signals).await?;
@@ -132,7 +128,8 @@ impl KafkaWriter {
     }
 
     fn spent(&self) -> Error {
-        Error::retry("the log's writer is spent, since its last append failed: open a new one").with("source", &self.source)
+        Error::retry("the log's writer is spent, since its last append failed: open a new one")
+            .with("source", &self.source)
     }
 }
 
@@ -150,7 +147,8 @@ impl Writer for KafkaWriter {
         let count = self.topics.ensure(topic, Purpose::Data).await?;
         let ends = {
             let (client, topic) = (self.client.clone(), topic.to_owned());
-            blocking(move || (0..count).map(|p| Ok((p, client.watermarks(&topic, p)?.1))).collect::<Result<_>>()).await?
+            blocking(move || (0..count).map(|p| Ok((p, client.watermarks(&topic, p)?.1))).collect::<Result<_>>())
+                .await?
         };
         let Some(state) = &mut self.state else { return Err(self.spent()) };
         state.add_topic(topic, ends);
@@ -240,7 +238,13 @@ impl State {
                     // The watermark counts markers and aborted records too; the checkpoints know the last record.
                     Some(&end) if end <= high => end,
                     Some(&end) => {
-                        tracing::warn!(topic, partition, end, high, "the topic ends before its last checkpoint: it was made again");
+                        tracing::warn!(
+                            topic,
+                            partition,
+                            end,
+                            high,
+                            "the topic ends before its last checkpoint: it was made again"
+                        );
                         high
                     }
                     None => high,
@@ -263,7 +267,8 @@ impl State {
         blocks: &[TopicBlock],
         draft: CheckpointDraft,
     ) -> Result<Checkpoint> {
-        let deadline = Instant::now() + COMMIT_TIMEOUT;
+        let begun = Instant::now();
+        let deadline = begun + COMMIT_TIMEOUT;
         self.producer.begin_transaction().map_err(|e| self.failed(e, "beginning a transaction"))?;
         crash_point!("log.append.begun");
 
@@ -281,7 +286,8 @@ impl State {
         crash_point!("log.append.data_sent");
 
         let checkpoint = self.checkpoint(draft)?;
-        let value = serde_json::to_vec(&checkpoint).map_err(|e| Error::bug("a checkpoint cannot be written").source(e))?;
+        let value =
+            serde_json::to_vec(&checkpoint).map_err(|e| Error::bug("a checkpoint cannot be written").source(e))?;
         let topic = names::checkpoints_topic(&self.source);
         self.send(&topic, PARTITION, &untracked, None, Some(&value), None, deadline)?;
         crash_point!("log.append.checkpoint_sent");
@@ -290,9 +296,20 @@ impl State {
         self.producer.commit_transaction(COMMIT_TIMEOUT).map_err(|e| self.failed(e, "committing a transaction"))?;
         crash_point!("log.append.committed");
 
+        self.measure(blocks, begun);
         self.last_id = checkpoint.id;
         self.until_complete = if checkpoint.complete { COMPLETE_EVERY - 1 } else { self.until_complete - 1 };
         Ok(checkpoint)
+    }
+
+    fn measure(&self, blocks: &[TopicBlock], begun: Instant) {
+        let count = |total: usize| u64::try_from(total).unwrap_or(u64::MAX);
+        let source = || self.source.clone();
+        metrics::histogram!("lakeward_log_append_seconds", "source" => source()).record(begun.elapsed());
+        metrics::counter!("lakeward_log_records_total", "source" => source())
+            .increment(count(blocks.iter().map(|b| b.block.len()).sum()));
+        metrics::counter!("lakeward_log_bytes_total", "source" => source())
+            .increment(count(blocks.iter().map(|b| b.block.bytes()).sum()));
     }
 
     fn send_block(&self, block: &TopicBlock, deadline: Instant) -> Result<()> {
@@ -331,8 +348,8 @@ impl State {
         record.partition = Some(partition);
         record.key = key;
         record.payload = value;
-        record.headers = header
-            .map(|value| OwnedHeaders::new_with_capacity(1).insert(Header { key: HEADER, value: Some(value) }));
+        record.headers =
+            header.map(|value| OwnedHeaders::new_with_capacity(1).insert(Header { key: HEADER, value: Some(value) }));
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -340,7 +357,9 @@ impl State {
                     self.producer.poll(Duration::from_millis(5));
                     self.check_deliveries("sending records")?;
                     if Instant::now() > deadline {
-                        return Err(self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), "sending records"));
+                        return Err(
+                            self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), "sending records")
+                        );
                     }
                     record = back;
                 }
@@ -396,7 +415,8 @@ impl State {
             .duration_since(UNIX_EPOCH)
             .map_err(|e| Error::human("the clock is before 1970").source(e))?
             .as_micros();
-        let wall_clock = i64::try_from(wall_clock).map_err(|e| Error::human("the clock is beyond its range").source(e))?;
+        let wall_clock =
+            i64::try_from(wall_clock).map_err(|e| Error::human("the clock is beyond its range").source(e))?;
         let complete = self.until_complete == 0;
         Ok(Checkpoint {
             id: wall_clock.max(self.last_id + 1),

@@ -268,11 +268,7 @@ fn env_value(present: Option<&Value>, text: &str) -> Value {
 /// Replaces `${env:NAME}` and `${file:PATH}` in every string.
 fn interpolate(value: &mut Value, env: &BTreeMap<String, String>, path: &str) -> Result<()> {
     match value {
-        Value::String(text) => {
-            if text.contains("${") {
-                *text = interpolate_text(text, env, path)?;
-            }
-        }
+        Value::String(text) if text.contains("${") => *text = interpolate_text(text, env, path)?,
         Value::Array(items) => {
             for (i, item) in items.iter_mut().enumerate() {
                 interpolate(item, env, &format!("{path}[{i}]"))?;
@@ -399,7 +395,7 @@ fn check(raw: RawConfig) -> Result<Config> {
     };
     let commit_interval = raw.sink.commit_interval.map_or_else(|| COMMIT_INTERVAL.max(checkpoint_interval), |s| s.0);
     let ratio = commit_interval.as_micros() / checkpoint_interval.as_micros();
-    if commit_interval.as_micros() % checkpoint_interval.as_micros() != 0 || !ratio.is_power_of_two() {
+    if !commit_interval.as_micros().is_multiple_of(checkpoint_interval.as_micros()) || !ratio.is_power_of_two() {
         return Err(Error::configuration(format!(
             "sink.commit_interval: {} is not a power of two times checkpoint_interval ({})",
             humantime::format_duration(commit_interval),

@@ -1,0 +1,140 @@
+//! One captured table as the stream sees it: `Relation -> shape, binding, builder`.
+
+use lakeward_event::{ChangeBatch, TableSchema};
+use lakeward_runtime::{Error, Result};
+
+use super::catalog::{Table, TableShape};
+use super::pgoutput::{Old, OldKind, Relation, RelationColumn, Tuple, Value};
+use super::snapshot::state::Key;
+use super::tuple::{Binding, TableBuilder};
+
+pub struct Capture {
+    pub shape: TableShape,
+    pub binding: Binding,
+    pub builder: TableBuilder,
+    /// Where the key's values are in a tuple, in key order.
+    key_places: Vec<usize>,
+}
+
+impl Capture {
+    /// None: the relation is not of this shape.
+    pub fn new(table: &Table, shape: TableShape, relation: &Relation<'_>) -> Option<Self> {
+        let binding = Binding::of(relation, &shape)?;
+        let mut key_places = Vec::with_capacity(table.key.len());
+        for index in &table.key {
+            let name = &table.columns.get(*index)?.name;
+            key_places.push(relation.columns.iter().position(|c| c.name == name)?);
+        }
+        let builder = TableBuilder::new(&shape);
+        Some(Self { shape, binding, builder, key_places })
+    }
+
+    /// The key of a row as the server's text. None where it is not whole (an old row that is not the key's).
+    pub fn key(&self, tuple: &Tuple<'_>) -> Option<Key> {
+        self.key_places
+            .iter()
+            .map(|place| match tuple.iter().nth(*place) {
+                Some(Value::Text(text)) => String::from_utf8(text.to_vec()).ok(),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub fn old_key(&self, old: Option<&Old<'_>>) -> Option<Key> {
+        old.and_then(|old| match old.kind {
+            OldKind::Key | OldKind::Row => self.key(&old.tuple),
+        })
+    }
+
+    /// Ends the batch under way, if there is one.
+    pub fn finish(&mut self) -> Result<Option<ChangeBatch>> {
+        if self.builder.is_empty() {
+            return Ok(None);
+        }
+        self.builder.finish().map(Some).map_err(|e| self.bad(e))
+    }
+
+    pub fn bad(&self, error: lakeward_event::Error) -> Error {
+        Error::human("a change cannot be decoded").with("table", &self.shape.schema().table).source(error)
+    }
+}
+
+/// The Relation message that the server would send for a table as the catalog has it.
+pub fn relation_of(table: &Table) -> Relation<'_> {
+    Relation {
+        oid: table.oid,
+        namespace: &table.schema,
+        name: &table.name,
+        replica_identity: table.replica_identity.letter(),
+        columns: table
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(index, column)| RelationColumn {
+                key: table.key.contains(&index),
+                name: &column.name,
+                type_oid: column.type_oid,
+                type_modifier: column.type_modifier,
+            })
+            .collect(),
+    }
+}
+
+/// The catalog's table as it was when the server wrote `relation`: DDL has run since, and the stream is not there yet. Columns
+/// are found by name and type; one that was renamed or dropped since is found in the newest `known` schema by its name there.
+/// None: a column's number or type cannot be known any more.
+pub fn as_of_relation(table: &Table, relation: &Relation<'_>, known: Option<&TableSchema>) -> Option<Table> {
+    let mut columns = Vec::with_capacity(relation.columns.len());
+    for wanted in &relation.columns {
+        let same_type = |c: &&super::catalog::TableColumn| {
+            c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier
+        };
+        let by_name = table.columns.iter().filter(same_type).find(|c| c.name == wanted.name);
+        let by_number = || {
+            let id = known?.columns.iter().find(|c| c.name == wanted.name)?.id;
+            table.columns.iter().filter(same_type).find(|c| i32::from(c.number) == id)
+        };
+        // Any column of the type tells how its values travel; the number comes from the schema that the log has.
+        let dropped = || {
+            let known = known?.columns.iter().find(|c| c.name == wanted.name)?;
+            let twin = table.columns.iter().find(same_type)?;
+            let mut column = twin.clone();
+            column.number = i16::try_from(known.id).ok()?;
+            column.nullable = known.nullable;
+            Some(column)
+        };
+        let mut column = by_name.or_else(by_number).cloned().or_else(dropped)?;
+        column.name = wanted.name.to_owned();
+        columns.push(column);
+    }
+    columns.sort_by_key(|c| c.number);
+    let mut key = Vec::with_capacity(table.key.len());
+    for index in &table.key {
+        let number = table.columns.get(*index)?.number;
+        key.push(columns.iter().position(|c| c.number == number)?);
+    }
+    let mut table = table.clone();
+    table.columns = columns;
+    table.key = key;
+    Some(table)
+}
+
+/// The bytes of a pgoutput Delete that names a row by its key.
+pub fn delete_message(table: &Table, key: &Key) -> Vec<u8> {
+    let mut message = vec![b'D'];
+    message.extend_from_slice(&table.oid.to_be_bytes());
+    message.push(b'K');
+    // A table has at most 1,600 columns.
+    message.extend_from_slice(&u16::try_from(table.columns.len()).unwrap_or(u16::MAX).to_be_bytes());
+    for index in 0..table.columns.len() {
+        match table.key.iter().position(|k| *k == index).and_then(|place| key.get(place)) {
+            Some(text) => {
+                message.push(b't');
+                message.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+                message.extend_from_slice(text.as_bytes());
+            }
+            None => message.push(b'n'),
+        }
+    }
+    message
+}

@@ -1,0 +1,188 @@
+//! Snapshots beside the stream.
+
+use std::time::Duration;
+
+use crate::harness::{Source, TestServer, until};
+use lakeward_event::Op;
+
+/// Text of this length is stored outside of the row and does not compress.
+const TOAST: &str = "(SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 300))";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_exact_under_load() {
+    let source = Source::new("load").await;
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v int, pad text); INSERT INTO t SELECT i, 0, repeat('p', 400) FROM generate_series(1, 100000) i; CREATE TABLE empty (id int PRIMARY KEY)")
+        .await;
+    let writer = source.connect().await;
+    let load = tokio::spawn(async move {
+        for n in 0i32.. {
+            let at = n.wrapping_mul(7919).rem_euclid(100_000);
+            writer.execute("UPDATE t SET v = v + 1 WHERE id BETWEEN $1 AND $1 + 5", &[&at]).await.unwrap();
+            writer.execute("DELETE FROM t WHERE id = $1", &[&(at + 50)]).await.unwrap();
+            writer.execute("INSERT INTO t VALUES ($1, 1, 'new')", &[&(200_000 + n)]).await.unwrap();
+            writer.execute("UPDATE t SET id = id + 500000 WHERE id = $1", &[&(at + 99)]).await.unwrap();
+        }
+    });
+    let running = source.start();
+    source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0).await;
+    load.abort();
+    let _ = load.await;
+    running.stop().await;
+    source.catch_up().await;
+    source.assert_same("public.t").await;
+    let changes = source.changes().await;
+    assert!(changes.iter().any(|c| c.op == Op::Read) && changes.iter().any(|c| c.op == Op::Update));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_does_not_read_finished_ranges_again() {
+    let source = Source::new("resume").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY, pad text); INSERT INTO t SELECT i, repeat('p', 1000) FROM generate_series(1, 100000) i").await;
+    let running = source.start();
+    source.wait("the first range", |c| c.draft.next_sequence > 0).await;
+    running.kill().await;
+    let so_far = source.last().await.unwrap().draft.next_sequence;
+    source.catch_up().await;
+    source.assert_same("public.t").await;
+    let reads = source.changes().await.len() as u64;
+    assert_eq!(reads, 100_000, "{so_far} rows were published before the restart");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrite_between_waves_starts_the_table_over() {
+    let source = Source::new("rewrite").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY, pad text); INSERT INTO t SELECT i, repeat('p', 1000) FROM generate_series(1, 100000) i").await;
+    let running = source.start();
+    source.wait("the first range", |c| c.draft.next_sequence > 0).await;
+    running.kill().await;
+    assert!(source.last().await.unwrap().draft.next_sequence < 100_000, "the snapshot was done before the rewrite");
+    // Trap 4: rows of pages that are not read move to pages that are.
+    source.run("UPDATE t SET pad = 'moved' WHERE id % 2 = 0; CREATE INDEX backwards ON t ((-id)); CLUSTER t USING backwards").await;
+    source.catch_up().await;
+    source.assert_same("public.t").await;
+}
+
+/// Holds a commit between the moment it is in the WAL and the moment it is visible: it waits for a standby that is not there.
+async fn hang_commits(server: &TestServer) {
+    let admin = crate::harness::client(&server.url).await;
+    for sql in ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"] {
+        admin.batch_execute(&format!("SET synchronous_commit = local; {sql}").replace("SET synchronous_commit = local; ALTER", "ALTER")).await.unwrap();
+    }
+    until("commits wait", async || {
+        admin.query_one("SELECT current_setting('synchronous_standby_names') = 'nobody'", &[]).await.unwrap().get(0)
+    })
+    .await;
+}
+
+async fn release_commits(server: &TestServer) {
+    let admin = crate::harness::client(&server.url).await;
+    admin.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_published_and_not_visible_is_not_overwritten() {
+    // Trap 1: the stream has the update, a snapshot taken then still reads the old row.
+    let server = TestServer::start("").await;
+    let source = Source::on(&server.url, "published").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old')").await;
+    source.catch_up().await;
+    source.run("CREATE TABLE late (id int PRIMARY KEY, v text); INSERT INTO late VALUES (1, 'old')").await;
+    // A second table joins while the first streams: its snapshot is to be taken beside a commit that hangs.
+    let running = source.start();
+    source.wait("late is captured", |c| c.draft.converging.iter().any(|t| t == "public.late")).await;
+    hang_commits(&server).await;
+    let writer = source.connect().await;
+    let update = tokio::spawn(async move { writer.batch_execute("UPDATE late SET v = 'new'; UPDATE t SET v = 'new'").await });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    release_commits(&server).await;
+    update.await.unwrap().unwrap();
+    running.stop().await;
+    source.catch_up().await;
+    source.assert_same("public.late").await;
+    source.assert_same("public.t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_before_the_slot_that_is_not_visible_is_waited_for() {
+    // Trap 2: in the WAL before the slot's start, not yet visible: neither in the stream nor in a snapshot taken at once.
+    let server = TestServer::start("").await;
+    let source = Source::on(&server.url, "before").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old')").await;
+    hang_commits(&server).await;
+    let writer = source.connect().await;
+    let insert = tokio::spawn(async move { writer.batch_execute("INSERT INTO t VALUES (2, 'hidden')").await });
+    until("the commit hangs", async || {
+        let row = source
+            .sql
+            .query_one("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%hidden%' AND pid <> pg_backend_pid()", &[])
+            .await
+            .unwrap();
+        row.get::<_, i64>(0) == 1
+    })
+    .await;
+    let running = source.start();
+    source.wait("the start", |c| c.id > 0).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(source.last().await.unwrap().draft.converging, ["public.t"], "the snapshot did not wait");
+    release_commits(&server).await;
+    insert.await.unwrap().unwrap();
+    source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0).await;
+    running.stop().await;
+    source.catch_up().await;
+    source.assert_same("public.t").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_updates_leave_out_are_completed() {
+    let source = Source::new("toast").await;
+    source
+        .run(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY, n int, big text);
+             ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+             INSERT INTO t SELECT i, 0, {TOAST} || i FROM generate_series(1, 3000) i"
+        ))
+        .await;
+    let writer = source.connect().await;
+    let load = tokio::spawn(async move {
+        for n in 1i32.. {
+            let id = n.wrapping_mul(37).rem_euclid(3000) + 1;
+            // The value is left out by the first, the row goes to another key by the second, away by the third.
+            writer.execute("UPDATE t SET n = n + 1 WHERE id = $1", &[&id]).await.unwrap();
+            if n % 5 == 0 {
+                writer.execute("UPDATE t SET id = id + 10000 WHERE id = $1", &[&id]).await.unwrap();
+            }
+            if n % 11 == 0 {
+                writer.execute("DELETE FROM t WHERE id = $1", &[&id]).await.unwrap();
+            }
+        }
+    });
+    let running = source.start();
+    let settled = source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    load.abort();
+    let _ = load.await;
+    running.stop().await;
+    source.catch_up().await;
+    source.assert_same("public.t").await;
+    let changes = source.changes().await;
+    assert!(changes.iter().any(|c| !c.unchanged.is_empty() && c.sequence < settled.draft.next_sequence), "no value was left out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_table_is_its_root() {
+    let source = Source::new("partitioned").await;
+    source
+        .run(
+            "CREATE TABLE t (id int, at int, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+             CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100);
+             CREATE TABLE t2 (at int, id int NOT NULL); ALTER TABLE t ATTACH PARTITION t2 FOR VALUES FROM (100) TO (200);
+             INSERT INTO t SELECT i, i FROM generate_series(1, 150) i",
+        )
+        .await;
+    source.catch_up().await;
+    source.run("UPDATE t SET at = -1 WHERE id % 2 = 0; UPDATE t SET id = 190 WHERE id = 5").await;
+    source.catch_up().await;
+    source.assert_same("public.t").await;
+}

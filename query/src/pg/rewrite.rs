@@ -1,0 +1,266 @@
+//! uuid and text in queries: `id = '…'`, `id IN ('…')`, `'…'::uuid`, `id::text`, `at::text` -> what DataFusion can plan.
+//!
+//! A uuid column is 16 bytes to DataFusion, which does not compare them with text; and its casts to text print an infinite
+//! date as an error of the whole query.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, StringBuilder};
+use arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::common::{DFSchema, Result, ScalarValue, exec_err, plan_err};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::expr::{InList, ScalarFunction};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, TypePlanner};
+use datafusion::logical_expr::{
+    Between, BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs, ScalarUDF,
+    ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility,
+};
+use datafusion::optimizer::{Analyzer, AnalyzerRule};
+use datafusion::sql::sqlparser::ast::{BinaryOperator, DataType as SqlType};
+
+use super::text::{Style, parse_uuid, printer};
+
+const UUID: DataType = DataType::FixedSizeBinary(16);
+
+/// Adds all of it to a session.
+pub fn install(builder: SessionStateBuilder) -> SessionStateBuilder {
+    let mut builder = builder.with_type_planner(Arc::new(Types));
+    builder.expr_planners().get_or_insert_default().insert(0, Arc::new(Comparisons));
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(Texts)];
+    rules.extend(Analyzer::new().rules);
+    builder.with_analyzer_rules(rules)
+}
+
+fn is_text(ty: &DataType) -> bool {
+    matches!(ty, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+/// What a cast to text must print itself.
+fn prints_differently(ty: &DataType) -> bool {
+    matches!(ty, DataType::FixedSizeBinary(16) | DataType::Date32 | DataType::Timestamp(..) | DataType::Binary | DataType::List(_))
+}
+
+fn as_text(expr: Expr) -> Expr {
+    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(ScalarUDF::new_from_impl(ToText::new())), vec![expr]))
+}
+
+/// A text as uuid: at once where it is a literal.
+fn as_uuid(expr: Expr) -> Result<Expr> {
+    if let Expr::Literal(value, metadata) = &expr
+        && let Some(text) = value.try_as_str()
+    {
+        let Some(text) = text else { return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, None), metadata.clone())) };
+        let Some(bytes) = parse_uuid(text) else { return plan_err!("invalid input syntax for type uuid: \"{text}\"") };
+        return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, Some(bytes.to_vec())), metadata.clone()));
+    }
+    Ok(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(ScalarUDF::new_from_impl(ToUuid::new())), vec![expr])))
+}
+
+/// Brings a uuid and a text side by side: a literal becomes a uuid, with any other text the uuid becomes text, so that a text
+/// which is none compares as different and fails nothing.
+fn reconcile(left: Expr, right: Expr, schema: &DFSchema) -> Result<Option<(Expr, Expr)>> {
+    let (l, r) = (left.get_type(schema)?, right.get_type(schema)?);
+    Ok(if l == UUID && is_text(&r) {
+        Some(if matches!(right, Expr::Literal(..)) { (left, as_uuid(right)?) } else { (as_text(left), right) })
+    } else if is_text(&l) && r == UUID {
+        Some(if matches!(left, Expr::Literal(..)) { (as_uuid(left)?, right) } else { (left, as_text(right)) })
+    } else {
+        None
+    })
+}
+
+/// `uuid = text` is refused as soon as it is planned, so it is rewritten while it is.
+#[derive(Debug)]
+struct Comparisons;
+
+impl ExprPlanner for Comparisons {
+    fn plan_binary_op(&self, expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+        let op = match expr.op {
+            BinaryOperator::Eq => Operator::Eq,
+            BinaryOperator::NotEq => Operator::NotEq,
+            BinaryOperator::Lt => Operator::Lt,
+            BinaryOperator::LtEq => Operator::LtEq,
+            BinaryOperator::Gt => Operator::Gt,
+            BinaryOperator::GtEq => Operator::GtEq,
+            _ => return Ok(PlannerResult::Original(expr)),
+        };
+        // A side whose type is not known yet (a placeholder) is none of ours.
+        match reconcile(expr.left.clone(), expr.right.clone(), schema) {
+            Ok(Some((left, right))) => {
+                Ok(PlannerResult::Planned(Expr::BinaryExpr(BinaryExpr::new(Box::new(left), op, Box::new(right)))))
+            }
+            Ok(None) => Ok(PlannerResult::Original(expr)),
+            Err(error) if expr.left.get_type(schema).is_ok() && expr.right.get_type(schema).is_ok() => Err(error),
+            Err(_) => Ok(PlannerResult::Original(expr)),
+        }
+    }
+}
+
+/// `'…'::uuid`
+#[derive(Debug)]
+struct Types;
+
+impl TypePlanner for Types {
+    fn plan_type_field(&self, sql_type: &SqlType) -> Result<Option<FieldRef>> {
+        Ok(match sql_type {
+            SqlType::Uuid => Some(Arc::new(Field::new("uuid", UUID, true))),
+            _ => None,
+        })
+    }
+}
+
+/// What planning lets through: lists, ranges and casts. Runs before DataFusion's coercion.
+#[derive(Debug)]
+struct Texts;
+
+impl AnalyzerRule for Texts {
+    fn name(&self) -> &str {
+        "postgres_texts"
+    }
+
+    fn analyze(&self, plan: LogicalPlan, _config: &ConfigOptions) -> Result<LogicalPlan> {
+        plan.transform_up_with_subqueries(|plan| {
+            let schema = if let LogicalPlan::TableScan(scan) = &plan {
+                // Its own schema is projected; filters see all columns.
+                Arc::new(DFSchema::try_from_qualified_schema(scan.table_name.clone(), &scan.source.schema())?)
+            } else {
+                let mut merged = DFSchema::empty();
+                for input in plan.inputs() {
+                    merged.merge(input.schema());
+                }
+                Arc::new(merged)
+            };
+            // The rewriting must not show in the names of the result's columns.
+            let names = NamePreserver::new(&plan);
+            let result = plan.map_expressions(|expr| {
+                let name = names.save(&expr);
+                Ok(expr.transform_up(|e| rewrite(e, &schema))?.update_data(|e| name.restore(e)))
+            })?;
+            if result.transformed { result.map_data(LogicalPlan::recompute_schema) } else { Ok(result) }
+        })
+        .data()
+    }
+}
+
+fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    // An expression over columns of an outer query has no type here; it is left as it is.
+    let ty = |e: &Expr| e.get_type(schema).ok();
+    match expr {
+        Expr::InList(InList { expr, list, negated }) if ty(&expr) == Some(UUID) => {
+            let list = list
+                .into_iter()
+                .map(|e| if ty(&e).is_some_and(|t| is_text(&t)) { as_uuid(e) } else { Ok(e) })
+                .collect::<Result<_>>()?;
+            Ok(Transformed::yes(Expr::InList(InList { expr, list, negated })))
+        }
+        Expr::Between(Between { expr, negated, low, high }) if ty(&expr) == Some(UUID) => {
+            let bound = |e: Expr| if ty(&e).is_some_and(|t| is_text(&t)) { as_uuid(e) } else { Ok(e) };
+            let (low, high) = (Box::new(bound(*low)?), Box::new(bound(*high)?));
+            Ok(Transformed::yes(Expr::Between(Between { expr, negated, low, high })))
+        }
+        Expr::Cast(Cast { expr, field }) if is_text(field.data_type()) && ty(&expr).is_some_and(|t| prints_differently(&t)) => {
+            Ok(Transformed::yes(as_text(*expr)))
+        }
+        Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field })
+            if *field.data_type() == UUID && ty(&expr).is_some_and(|t| is_text(&t)) =>
+        {
+            Ok(Transformed::yes(as_uuid(*expr)?))
+        }
+        expr => Ok(Transformed::no(expr)),
+    }
+}
+
+/// `value::text`, as PostgreSQL prints it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct ToText {
+    signature: Signature,
+}
+
+impl ToText {
+    fn new() -> Self {
+        Self { signature: Signature::new(TypeSignature::Any(1), Volatility::Immutable) }
+    }
+}
+
+impl ScalarUDFImpl for ToText {
+    fn name(&self) -> &str {
+        "pg_text"
+    }
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+    fn return_type(&self, _types: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Utf8)
+    }
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        map_array(args, |array| {
+            let print = printer(array, Style::Text)?;
+            let mut texts = StringBuilder::with_capacity(array.len(), array.len() * 16);
+            let mut text = String::new();
+            let nulls = array.logical_nulls();
+            for row in 0..array.len() {
+                if nulls.as_ref().is_some_and(|n| n.is_null(row)) {
+                    texts.append_null();
+                } else {
+                    text.clear();
+                    print(row, &mut text);
+                    texts.append_value(&text);
+                }
+            }
+            Ok(Arc::new(texts.finish()))
+        })
+    }
+}
+
+/// `text::uuid`
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct ToUuid {
+    signature: Signature,
+}
+
+impl ToUuid {
+    fn new() -> Self {
+        Self { signature: Signature::string(1, Volatility::Immutable) }
+    }
+}
+
+impl ScalarUDFImpl for ToUuid {
+    fn name(&self) -> &str {
+        "pg_uuid"
+    }
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+    fn return_type(&self, _types: &[DataType]) -> Result<DataType> {
+        Ok(UUID)
+    }
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        map_array(args, |array| {
+            let texts = arrow::compute::cast(array, &DataType::Utf8)?;
+            let texts = texts.as_string::<i32>();
+            let mut uuids = FixedSizeBinaryBuilder::with_capacity(texts.len(), 16);
+            for text in texts {
+                match text.map(|t| parse_uuid(t).ok_or(t)) {
+                    None => uuids.append_null(),
+                    Some(Ok(bytes)) => uuids.append_value(bytes)?,
+                    Some(Err(text)) => return exec_err!("invalid input syntax for type uuid: \"{text}\""),
+                }
+            }
+            Ok(Arc::new(uuids.finish()))
+        })
+    }
+}
+
+fn map_array(args: ScalarFunctionArgs, map: impl Fn(&ArrayRef) -> Result<ArrayRef>) -> Result<ColumnarValue> {
+    match args.args.first() {
+        Some(ColumnarValue::Array(array)) => Ok(ColumnarValue::Array(map(array)?)),
+        Some(ColumnarValue::Scalar(value)) => {
+            let array = map(&value.to_array()?)?;
+            Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?))
+        }
+        None => exec_err!("one argument expected"),
+    }
+}
