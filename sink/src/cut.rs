@@ -108,6 +108,8 @@ pub enum NoRow {
     Older,
     /// This table holds changes after the cut.
     Passed(String),
+    /// This table, which another sink writes, does not hold all changes before the cut.
+    NotYet(String),
 }
 
 /// Decides the row of a cut that all tables have committed (trap 24). `ends`: end offsets by partition of each table's topic
@@ -130,6 +132,10 @@ pub fn row(
         let stands = |(partition, offset): (&i32, &i64)| known.and_then(|k| k.get(partition)) == Some(offset);
         if table.checkpoint > cut && !table.offsets.iter().all(stands) {
             return Err(NoRow::Passed(table.name.clone()));
+        }
+        let holds = |(partition, end): (&i32, &i64)| table.offsets.get(partition).is_some_and(|offset| offset >= end);
+        if !known.is_none_or(|ends| ends.iter().all(holds)) {
+            return Err(NoRow::NotYet(table.name.clone()));
         }
     }
     let complete = before.since_complete.is_none_or(|rows| rows + 1 >= ROWS_PER_COMPLETE);

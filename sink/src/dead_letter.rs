@@ -125,7 +125,7 @@ pub async fn write(shared: &Arc<Shared>, letters: Vec<DeadLetter>, done: Ends) -
         letters = letters.len(), error = %first.error, "writing dead letters"
     );
     metrics::counter!("lakeward_sink_dead_letters_total", "table" => first.table.clone()).increment(letters.len() as u64);
-    shared.dead_letters.append(letters, done).await?;
+    shared.dead_letters.append(&letters, &done).await?;
     lakeward_runtime::crash_point!("sink.dead_letters.written");
     Ok(())
 }

@@ -12,6 +12,7 @@ use lakeward_lake::Lake;
 use lakeward_runtime::{Action, Error, Result};
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, RowSelection};
 use parquet::arrow::async_reader::ParquetObjectReader;
+use parquet::file::metadata::PageIndexPolicy;
 use parquet::arrow::{PARQUET_FIELD_ID_META_KEY, ParquetRecordBatchStreamBuilder, ProjectionMask};
 
 /// Rows of a batch as they are read.
@@ -35,7 +36,8 @@ pub async fn read_columns(
     };
     let path = lake.storage().path(file.file_path())?;
     let reader = ParquetObjectReader::new(lake.storage().object_store(), path).with_file_size(file.file_size_in_bytes());
-    let options = ArrowReaderOptions::new().with_page_index(rows.is_some());
+    let pages = if rows.is_some() { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
+    let options = ArrowReaderOptions::new().with_page_index_policy(pages);
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await.map_err(failed.clone())?;
 
     let field_id = |field: &arrow::datatypes::Field| field.metadata().get(PARQUET_FIELD_ID_META_KEY).cloned();

@@ -81,7 +81,8 @@ impl RunWriter {
         let bytes = entry.to_bytes();
         self.checksum.update(&bytes);
         self.entries += 1;
-        let block = &mut self.filter[filter_block(entry.hash, self.filter.len() as u64) as usize];
+        let block = filter_block(entry.hash, self.filter.len() as u64) as usize;
+        let block = &mut self.filter[block];
         for bit in filter_bits(entry.hash) {
             block[bit / 8] |= 1 << (bit % 8);
         }
