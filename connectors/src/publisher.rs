@@ -68,6 +68,9 @@ impl Publisher {
         for schema in log.schemas(source).await? {
             versions.entry(schema.table.clone()).or_default().push(schema);
         }
+        for versions in versions.values_mut() {
+            versions.sort_by_key(|s| s.version);
+        }
         let publisher = Self {
             source: source.into(),
             writer,
@@ -85,15 +88,15 @@ impl Publisher {
         &self.source
     }
 
-    /// The newest schema of a table that the log has or is about to get.
-    pub fn newest(&self, table: &TableId) -> Option<&Arc<TableSchema>> {
-        self.versions.get(table)?.iter().max_by_key(|s| s.version)
+    /// Every version of a table's schema that the log has or is about to get, oldest first.
+    pub fn versions(&self, table: &TableId) -> &[Arc<TableSchema>] {
+        self.versions.get(table).map_or(&[], Vec::as_slice)
     }
 
     /// The version that a table of this shape has: that of a known schema if nothing but the version differs, else the next. An
     /// old version comes back where a snapshot has read the catalog ahead of the stream.
     pub fn version_for(&self, schema: &TableSchema) -> u32 {
-        let known = self.versions.get(&schema.table).map_or(&[][..], Vec::as_slice);
+        let known = self.versions(&schema.table);
         match known.iter().filter(|k| same_shape(k, schema)).map(|k| k.version).max() {
             Some(version) => version,
             None => known.iter().map(|k| k.version).max().unwrap_or(0) + 1,
@@ -131,8 +134,7 @@ impl Publisher {
         let blocks = self.encode(append.batches, base).await?;
         let Progress { position, snapshot, converging, watermark_from, watermark, cut } = append.progress;
         let next_sequence = base + append.sequences;
-        let draft =
-            CheckpointDraft { position, next_sequence, snapshot, converging, watermark_from, watermark, cut };
+        let draft = CheckpointDraft { position, next_sequence, snapshot, converging, watermark_from, watermark, cut };
         let checkpoint = self.writer.append(&self.unsent, blocks, draft).await?;
         self.unsent.clear();
         self.next_sequence = next_sequence;
@@ -147,7 +149,8 @@ impl Publisher {
         let mut jobs = Vec::with_capacity(batches.len());
         for batch in batches {
             let table = &batch.table().table;
-            let topic = self.topics.get(table).ok_or_else(|| Error::bug("table was not registered").with("table", table))?;
+            let topic =
+                self.topics.get(table).ok_or_else(|| Error::bug("table was not registered").with("table", table))?;
             jobs.push((batch, topic.name.clone(), topic.partitions));
         }
         let mut encoder = self.encoder.take().ok_or_else(|| Error::bug("publisher is spent"))?;

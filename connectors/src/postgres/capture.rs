@@ -1,9 +1,12 @@
 //! One captured table as the stream sees it: `Relation -> shape, binding, builder`.
 
+use std::sync::Arc;
+
 use lakeward_event::{ChangeBatch, TableSchema};
 use lakeward_runtime::{Error, Result};
+use tokio_postgres::GenericClient;
 
-use super::catalog::{Table, TableShape};
+use super::catalog::{self, Table, TableColumn, TableShape};
 use super::pgoutput::{Old, OldKind, Relation, RelationColumn, Tuple, Value};
 use super::snapshot::state::Key;
 use super::tuple::{Binding, TableBuilder};
@@ -80,43 +83,48 @@ pub fn relation_of(table: &Table) -> Relation<'_> {
     }
 }
 
-/// The catalog's table as it was when the server wrote `relation`: DDL has run since, and the stream is not there yet. Columns
-/// are found by name and type; one that was renamed or dropped since is found in the newest `known` schema by its name there.
-/// None: a column's number or type cannot be known any more.
-pub fn as_of_relation(table: &Table, relation: &Relation<'_>, known: Option<&TableSchema>) -> Option<Table> {
+/// The catalog's table as it was when the server wrote `relation`: DDL has run since, and the stream is not there yet. A column
+/// that is not in the catalog under its name and type was renamed, retyped or dropped since: its number is that of its name in
+/// one of the `known` schemas, newest first. None: the column, or its type, cannot be known any more.
+pub async fn as_of_relation<C: GenericClient + Sync>(
+    client: &C,
+    table: &Table,
+    relation: &Relation<'_>,
+    known: &[Arc<TableSchema>],
+) -> Result<Option<Table>> {
     let mut columns = Vec::with_capacity(relation.columns.len());
     for wanted in &relation.columns {
-        let same_type = |c: &&super::catalog::TableColumn| {
-            c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier
+        let same_type = |c: &&TableColumn| c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier;
+        if let Some(column) = table.columns.iter().filter(same_type).find(|c| c.name == wanted.name) {
+            columns.push(column.clone());
+            continue;
+        }
+        let Some(before) = known.iter().rev().find_map(|s| s.columns.iter().find(|c| c.name == wanted.name)) else {
+            return Ok(None);
         };
-        let by_name = table.columns.iter().filter(same_type).find(|c| c.name == wanted.name);
-        let by_number = || {
-            let id = known?.columns.iter().find(|c| c.name == wanted.name)?.id;
-            table.columns.iter().filter(same_type).find(|c| i32::from(c.number) == id)
+        let (Ok(number), Some((column_type, source_type))) =
+            (i16::try_from(before.id), catalog::column_type(client, wanted.type_oid, wanted.type_modifier).await?)
+        else {
+            return Ok(None);
         };
-        // Any column of the type tells how its values travel; the number comes from the schema that the log has.
-        let dropped = || {
-            let known = known?.columns.iter().find(|c| c.name == wanted.name)?;
-            let twin = table.columns.iter().find(same_type)?;
-            let mut column = twin.clone();
-            column.number = i16::try_from(known.id).ok()?;
-            column.nullable = known.nullable;
-            Some(column)
-        };
-        let mut column = by_name.or_else(by_number).cloned().or_else(dropped)?;
-        column.name = wanted.name.to_owned();
-        columns.push(column);
+        columns.push(TableColumn {
+            number,
+            name: wanted.name.to_owned(),
+            type_oid: wanted.type_oid,
+            type_modifier: wanted.type_modifier,
+            source_type,
+            nullable: before.nullable,
+            column_type,
+        });
     }
     columns.sort_by_key(|c| c.number);
-    let mut key = Vec::with_capacity(table.key.len());
-    for index in &table.key {
-        let number = table.columns.get(*index)?.number;
-        key.push(columns.iter().position(|c| c.number == number)?);
-    }
+    let numbers: Option<Vec<i16>> = table.key.iter().map(|i| table.columns.get(*i).map(|c| c.number)).collect();
+    let place = |number: i16| columns.iter().position(|c| c.number == number);
     let mut table = table.clone();
-    table.columns = columns;
+    let Some(key) = numbers.unwrap_or_default().into_iter().map(place).collect() else { return Ok(None) };
     table.key = key;
-    Some(table)
+    table.columns = columns;
+    Ok(Some(table))
 }
 
 /// The bytes of a pgoutput Delete that names a row by its key.

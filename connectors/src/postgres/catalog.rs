@@ -245,6 +245,21 @@ fn end_key(tables: &mut [Table], key: &mut Vec<(i64, usize)>) {
     }
 }
 
+/// How values of a type (oid and modifier) travel, and the type's name; for columns that no table has any more. None: the
+/// type is gone too.
+pub async fn column_type<C: GenericClient + Sync>(
+    client: &C,
+    oid: u32,
+    modifier: i32,
+) -> Result<Option<(ColumnType, String)>> {
+    let types = read_types(client, std::iter::once(oid)).await?;
+    if !types.contains_key(&oid) {
+        return Ok(None);
+    }
+    let row = client.query_one("SELECT format_type($1, $2)", &[&oid, &modifier]).await.map_err(unreadable)?;
+    Ok(Some((types::column_type(&types, oid, modifier), get(&row, 0)?)))
+}
+
 /// Reads these types and all that they are made of.
 async fn read_types<C: GenericClient + Sync>(client: &C, oids: impl Iterator<Item = u32>) -> Result<Types> {
     let mut types = Types::new();

@@ -171,8 +171,7 @@ impl Source {
                 let mut reader = self.log.records(source).await.unwrap();
                 reader.assign(topic, *partition, *start).await.unwrap();
                 let ours: Vec<_> = schemas.iter().filter(|s| names::topic(&s.table) == *topic).cloned().collect();
-                let decoder =
-                    JsonDecoder::new(Arc::new(move |v| ours.iter().find(|s| s.version == v).cloned()));
+                let decoder = JsonDecoder::new(Arc::new(move |v| ours.iter().find(|s| s.version == v).cloned()));
                 let ends = BTreeMap::from([(topic.clone(), BTreeMap::from([(*partition, *end)]))]);
                 let visitor = reader.read_to(&ends, Box::new(Visitor { decoder })).await.unwrap();
                 let mut visitor = *visitor.into_any().downcast::<Visitor>().unwrap();
@@ -187,9 +186,9 @@ impl Source {
 
     /// The tables as a reader of the log has them.
     pub async fn tables(&self) -> Tables {
-        let mut tables = Tables::new();
+        let (mut tables, mut gone) = (Tables::new(), Tables::new());
         for change in self.changes().await {
-            apply(&mut tables, change);
+            apply(&mut tables, &mut gone, change);
         }
         tables
     }
@@ -225,7 +224,10 @@ impl Source {
             .take(5)
             .collect();
         let extra: Vec<_> = log.keys().filter(|key| !source.contains_key(*key)).take(5).collect();
-        assert!(differing.is_empty() && extra.is_empty(), "{table}: key, source, log: {differing:?}; only in the log: {extra:?}");
+        assert!(
+            differing.is_empty() && extra.is_empty(),
+            "{table}: key, source, log: {differing:?}; only in the log: {extra:?}"
+        );
         assert_eq!(source.len(), log.len());
     }
 }
@@ -246,7 +248,9 @@ impl Drop for Source {
             self.database
         );
         let mut psql = Command::new("psql");
-        psql.args([&self.admin_url, "-Xqtc", "SET synchronous_commit = local"]).stdout(Stdio::null()).stderr(Stdio::null());
+        psql.args([&self.admin_url, "-Xqtc", "SET synchronous_commit = local"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         for statement in sql.split(';') {
             psql.args(["-c", statement]);
         }
@@ -341,22 +345,29 @@ fn changes_of(batch: &ChangeBatch, partition: i32) -> Vec<Change> {
 
 pub type Tables = BTreeMap<String, BTreeMap<Vec<String>, Vec<Option<String>>>>;
 
-fn apply(tables: &mut Tables, change: Change) {
+fn apply(tables: &mut Tables, gone: &mut Tables, change: Change) {
     let rows = tables.entry(change.table.clone()).or_default();
+    let gone = gone.entry(change.table.clone()).or_default();
     let key = |row: &Vec<Option<String>>| -> Vec<String> {
         change.keys.iter().map(|k| row[*k].clone().expect("a key is not null")).collect()
     };
     match change.op {
         Op::Truncate => rows.clear(),
         Op::Delete => {
-            rows.remove(&key(change.before.as_ref().unwrap()));
+            let key = key(change.before.as_ref().unwrap());
+            gone.extend(rows.remove(&key).map(|row| (key, row)));
         }
         Op::Create | Op::Update | Op::Read => {
             let mut after = change.after.clone().unwrap();
-            // A key change has deleted the old row in the change before; what it leaves out was there.
-            let old = change.before.as_ref().map_or_else(|| key(&after), key);
-            for column in &change.unchanged {
-                after[*column] = rows.get(&old).or_else(|| rows.get(&key(&after))).and_then(|r| r[*column].clone());
+            if !change.unchanged.is_empty() {
+                // A key change has deleted the old row in the change before.
+                let old = match (&change.before, change.op) {
+                    (Some(before), Op::Create) => gone.get(&key(before)),
+                    _ => rows.get(&key(&after)),
+                };
+                for column in &change.unchanged {
+                    after[*column] = old.and_then(|row| row[*column].clone());
+                }
             }
             rows.insert(key(&after), after);
         }
@@ -411,6 +422,8 @@ impl TestServer {
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
             .args(["-c", "wal_level=logical", "-c", "fsync=off", "-c", "max_prepared_transactions=5"])
             .args(settings.split_whitespace().flat_map(|s| ["-c", s]))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -423,8 +436,8 @@ impl TestServer {
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        // SIGINT: a fast shutdown, which takes the server's children along.
-        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        // SIGQUIT: its children die at once; a fast shutdown would wait for connectors that a failed test has left.
+        let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }
 }

@@ -63,22 +63,43 @@ async fn a_rewrite_between_waves_starts_the_table_over() {
     source.assert_same("public.t").await;
 }
 
-/// Holds a commit between the moment it is in the WAL and the moment it is visible: it waits for a standby that is not there.
-async fn hang_commits(server: &TestServer) {
+/// Whether commits wait, in the WAL already and not yet visible, for a standby that is not there.
+async fn hang_commits(server: &TestServer, hang: bool) {
     let admin = crate::harness::client(&server.url).await;
-    for sql in ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"] {
-        admin.batch_execute(&format!("SET synchronous_commit = local; {sql}").replace("SET synchronous_commit = local; ALTER", "ALTER")).await.unwrap();
-    }
-    until("commits wait", async || {
-        admin.query_one("SELECT current_setting('synchronous_standby_names') = 'nobody'", &[]).await.unwrap().get(0)
+    let names = if hang { "nobody" } else { "" };
+    admin.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    // The checkpointer tells the others; a new connection may be ahead of it.
+    until("the setting is in force", async || {
+        let admin = crate::harness::client(&server.url).await;
+        let probe = admin.batch_execute("SELECT pg_current_xact_id()");
+        hang == tokio::time::timeout(Duration::from_millis(100), probe).await.is_err()
     })
     .await;
 }
 
-async fn release_commits(server: &TestServer) {
-    let admin = crate::harness::client(&server.url).await;
-    admin.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+/// A transaction that is open, has an xid, and will commit without waiting for a standby.
+async fn open_transaction(source: &Source) -> (tokio_postgres::Client, String) {
+    let client = source.connect().await;
+    client.batch_execute("SET synchronous_commit = local; BEGIN").await.unwrap();
+    let xid = client.query_one("SELECT pg_current_xact_id()::text", &[]).await.unwrap().get(0);
+    (client, xid)
+}
+
+async fn wait_for_blocked_on(source: &Source, xid: &str) {
+    until("somebody waits for the transaction", async || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted AND transactionid::text = $1";
+        source.sql.query_one(sql, &[&xid]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+}
+
+async fn wait_for_hanging(source: &Source, what: &str) {
+    until("the commit hangs", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%' || $1 || '%'";
+        source.sql.query_one(sql, &[&what]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,49 +110,77 @@ async fn a_commit_that_is_published_and_not_visible_is_not_overwritten() {
     source.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old')").await;
     source.catch_up().await;
     source.run("CREATE TABLE late (id int PRIMARY KEY, v text); INSERT INTO late VALUES (1, 'old')").await;
-    // A second table joins while the first streams: its snapshot is to be taken beside a commit that hangs.
+    // Keeps the snapshot of the second table waiting until the update hangs.
+    let (earlier, _) = open_transaction(&source).await;
     let running = source.start();
-    source.wait("late is captured", |c| c.draft.converging.iter().any(|t| t == "public.late")).await;
-    hang_commits(&server).await;
+    source.wait("the start", |c| c.draft.converging == ["public.late"]).await;
+    hang_commits(&server, true).await;
     let writer = source.connect().await;
-    let update = tokio::spawn(async move { writer.batch_execute("UPDATE late SET v = 'new'; UPDATE t SET v = 'new'").await });
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    release_commits(&server).await;
+    let update = tokio::spawn(async move { writer.batch_execute("UPDATE late SET v = 'new'").await });
+    wait_for_hanging(&source, "UPDATE late").await;
+    until("the update is published", async || source.changes().await.iter().any(|c| c.op == Op::Update)).await;
+    earlier.batch_execute("COMMIT").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(source.last().await.unwrap().draft.converging, ["public.late"], "the snapshot did not wait");
+    hang_commits(&server, false).await;
     update.await.unwrap().unwrap();
+    source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 2)
+        .await;
     running.stop().await;
     source.catch_up().await;
     source.assert_same("public.late").await;
-    source.assert_same("public.t").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_before_the_slot_that_is_not_visible_is_waited_for() {
-    // Trap 2: in the WAL before the slot's start, not yet visible: neither in the stream nor in a snapshot taken at once.
+    // Trap 2: in the WAL before the slot's start, not yet visible: neither in the stream nor in a snapshot taken at once. The
+    // slot waits for what is open when it begins (`first`) and when it is half ready (`second`), and not for what comes then.
     let server = TestServer::start("").await;
     let source = Source::on(&server.url, "before").await;
     source.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old')").await;
-    hang_commits(&server).await;
+    let (first, first_xid) = open_transaction(&source).await;
+    let running = source.start();
+    wait_for_blocked_on(&source, &first_xid).await;
+    let (second, second_xid) = open_transaction(&source).await;
+    hang_commits(&server, true).await;
+    first.batch_execute("COMMIT").await.unwrap();
+    wait_for_blocked_on(&source, &second_xid).await;
     let writer = source.connect().await;
     let insert = tokio::spawn(async move { writer.batch_execute("INSERT INTO t VALUES (2, 'hidden')").await });
-    until("the commit hangs", async || {
-        let row = source
-            .sql
-            .query_one("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%hidden%' AND pid <> pg_backend_pid()", &[])
-            .await
-            .unwrap();
-        row.get::<_, i64>(0) == 1
-    })
-    .await;
-    let running = source.start();
+    wait_for_hanging(&source, "hidden").await;
+    second.batch_execute("COMMIT").await.unwrap();
     source.wait("the start", |c| c.id > 0).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(source.last().await.unwrap().draft.converging, ["public.t"], "the snapshot did not wait");
-    release_commits(&server).await;
+    hang_commits(&server, false).await;
     insert.await.unwrap().unwrap();
     source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0).await;
     running.stop().await;
     source.catch_up().await;
     source.assert_same("public.t").await;
+    let changes = source.changes().await;
+    assert!(changes.iter().all(|c| c.op == Op::Read), "the insert is in the stream: not the case that was meant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_joins_while_its_writer_is_open() {
+    // Trap 3: a transaction that wrote before the table joined the publication, and after it: the stream has the second row only.
+    let source = Source::new("joins").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY)").await;
+    source.catch_up().await;
+    source.run("CREATE TABLE late (id int PRIMARY KEY)").await;
+    let writer = source.connect().await;
+    writer.batch_execute("BEGIN; INSERT INTO late VALUES (1)").await.unwrap();
+    let running = source.start();
+    source.wait("the start", |c| c.draft.converging == ["public.late"]).await;
+    writer.batch_execute("INSERT INTO late VALUES (2); COMMIT").await.unwrap();
+    source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 0)
+        .await;
+    running.stop().await;
+    source.catch_up().await;
+    source.assert_same("public.late").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,7 +208,9 @@ async fn values_that_updates_leave_out_are_completed() {
         }
     });
     let running = source.start();
-    let settled = source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0).await;
+    let settled = source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0)
+        .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     load.abort();
     let _ = load.await;
@@ -167,7 +218,10 @@ async fn values_that_updates_leave_out_are_completed() {
     source.catch_up().await;
     source.assert_same("public.t").await;
     let changes = source.changes().await;
-    assert!(changes.iter().any(|c| !c.unchanged.is_empty() && c.sequence < settled.draft.next_sequence), "no value was left out");
+    assert!(
+        changes.iter().any(|c| !c.unchanged.is_empty() && c.sequence < settled.draft.next_sequence),
+        "no value was left out"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
