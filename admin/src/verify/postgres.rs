@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::compare::{Side, compare};
 use super::copy::{Lines, fields, unescape};
-use super::lake::{Awaited, DeadLetters, LakeColumn, LakeCut, LakeSide, await_cut, column_map, key_text, load};
+use super::lake::{Awaited, DeadLetters, LakeColumn, LakeCut, LakeSide, Shape, await_cut, column_map, key_text, load};
 use super::report::{Difference, DifferingKey, Report, Skipped, TableReport};
 use super::text::{Canon, Row};
 use super::{PATIENCE, Selection, Verifier};
@@ -61,10 +61,7 @@ pub async fn verify(
         match moment(verifier, source, progress).await? {
             Some(moment) => break moment,
             None if tries < TRIES => progress(&format!("{}: the cut was missed, trying again", source.name)),
-            None => {
-                return Err(Error::retry("no cut could be placed: the connector or the sink passed each")
-                    .with("source", &source.name));
-            }
+            None => return Err(Error::retry("no cut could be placed: the connector or the sink passed each").with("source", &source.name)),
         }
     };
     let filter = TableFilter::new(&source.include, &source.exclude)?;
@@ -84,7 +81,11 @@ pub async fn verify(
 // ---- the moment
 
 /// One moment that the source, the log and the lake all have; None: it was missed, and another may not be.
-async fn moment(verifier: &Verifier, source: &SourceConfig, progress: &mut impl FnMut(&str)) -> Result<Option<Moment>> {
+async fn moment(
+    verifier: &Verifier,
+    source: &SourceConfig,
+    progress: &mut impl FnMut(&str),
+) -> Result<Option<Moment>> {
     let name = &source.name;
     let last = verifier.log.last_checkpoint(name).await?.ok_or_else(|| {
         Error::retry("the source has no checkpoint yet: is `lakeward run` running?").with("source", name)
@@ -114,7 +115,8 @@ async fn moment(verifier: &Verifier, source: &SourceConfig, progress: &mut impl 
         }
     };
     progress(&format!("{name}: cut at {}, waiting for the lake", checkpoint.draft.position));
-    let awaited = await_cut(&verifier.checkpoints, name, checkpoint.id, checkpoint.draft.watermark, PATIENCE).await?;
+    let awaited =
+        await_cut(&verifier.checkpoints, name, checkpoint.id, checkpoint.draft.watermark, PATIENCE).await?;
     Ok(match awaited {
         Awaited::Cut(cut) => Some(Moment { client, checkpoint, cut }),
         Awaited::Passed => None,
@@ -273,7 +275,8 @@ async fn verify_table(
     let lake_table = load(&verifier.lake, &name).await?;
     let map = column_map(&lake_table)?;
     let columns: Vec<String> = table.columns.iter().map(|c| c.name.clone()).collect();
-    let mut lake = LakeSide::new(&verifier.lake, lake_table, snapshot_id, lake_columns(table, &map), table.key.clone());
+    let shape = Shape::Relational { key: table.key.clone() };
+    let mut lake = LakeSide::new(&verifier.lake, lake_table, snapshot_id, lake_columns(table, &map), shape);
     let letters = DeadLetters::read(&verifier.lake, &name).await?;
     let mut rows = PostgresSide {
         client: &moment.client,
@@ -394,8 +397,7 @@ impl PostgresSide<'_> {
         unfit.clear();
         let mut values = fields(line);
         for (index, canon) in self.columns.iter().enumerate() {
-            let field =
-                values.next().ok_or_else(|| Error::human("the server's COPY has a row with too few columns"))?;
+            let field = values.next().ok_or_else(|| Error::human("the server's COPY has a row with too few columns"))?;
             row.push(|out| {
                 if !unescape(field, text) {
                     return false;
@@ -429,8 +431,7 @@ impl PostgresSide<'_> {
             .iter()
             .filter_map(|index| {
                 // A key column that cannot be held is null in the letter's key.
-                let value =
-                    row.value(*index).map_or_else(|| "null".into(), |v| String::from_utf8_lossy(v).into_owned());
+                let value = row.value(*index).map_or_else(|| "null".into(), |v| String::from_utf8_lossy(v).into_owned());
                 Some((self.names.get(*index)?.as_str(), value))
             })
             .collect();

@@ -75,9 +75,6 @@ impl Row {
         }
     }
 
-    pub fn columns(&self) -> usize {
-        self.starts.len()
-    }
     pub fn key_hash(&self) -> u128 {
         xxh3_128(&self.key)
     }
@@ -159,7 +156,7 @@ fn write_float(value: f32, out: &mut Vec<u8>) {
     let _ = write!(out, "{value:?}");
 }
 
-fn write_double(value: f64, out: &mut Vec<u8>) {
+pub fn write_double(value: f64, out: &mut Vec<u8>) {
     let _ = write!(out, "{value:?}");
 }
 
@@ -374,11 +371,7 @@ impl<'a> Printer<'a> {
                 let list = array.as_list::<i32>();
                 Self::List(list, Box::new(Self::new(list.values())?))
             }
-            other => {
-                return Err(
-                    Error::human("the lake has a column of a type that Lakeward does not write").with("type", other)
-                );
-            }
+            other => return Err(Error::human("the lake has a column of a type that Lakeward does not write").with("type", other)),
         })
     }
 
@@ -467,7 +460,7 @@ pub fn write_hex(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn write_uuid(bytes: &[u8], out: &mut Vec<u8>) {
+pub fn write_uuid(bytes: &[u8], out: &mut Vec<u8>) {
     for (index, byte) in bytes.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
             out.push(b'-');
@@ -510,7 +503,7 @@ fn write_date(days: i32, out: &mut Vec<u8>) {
     }
 }
 
-fn write_timestamp(micros: i64, zone: bool, out: &mut Vec<u8>) {
+pub fn write_timestamp(micros: i64, zone: bool, out: &mut Vec<u8>) {
     match micros {
         TIMESTAMP_INFINITY => return out.extend_from_slice(b"infinity"),
         micros if micros == -TIMESTAMP_INFINITY => return out.extend_from_slice(b"-infinity"),
