@@ -49,12 +49,23 @@ pub async fn position_deletes(
         .with("file", other.file.file_path()));
     }
     let data: HashMap<&str, &LiveFile> = files.data.iter().map(|f| (f.file.file_path(), f)).collect();
-    let wanted = files.deletes.iter().filter(|f| {
-        let target = f.file.referenced_data_file();
-        target.is_none_or(|path| data.contains_key(path.as_str()))
-    });
-    let read: Vec<(&LiveFile, Arc<Positions>)> = futures::stream::iter(wanted)
-        .map(|delete| async move { Ok::<_, Error>((delete, positions(lake.storage(), &delete.file).await?)) })
+    let mut wanted = Vec::new();
+    for delete in &files.deletes {
+        let target = delete.file.referenced_data_file();
+        if target.is_none_or(|path| data.contains_key(path.as_str())) {
+            wanted.push(delete.clone());
+        }
+    }
+    // Futures that own what they need: with borrowed ones the compiler cannot prove that callers may change threads.
+    let storage = lake.storage().clone();
+    let read: Vec<(LiveFile, Arc<Positions>)> = futures::stream::iter(wanted)
+        .map(move |delete| {
+            let storage = storage.clone();
+            async move {
+                let positions = positions(&storage, &delete.file).await?;
+                Ok::<_, Error>((delete, positions))
+            }
+        })
         .buffered(READS)
         .try_collect()
         .await

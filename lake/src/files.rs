@@ -105,8 +105,14 @@ pub(crate) async fn read(
     snapshot: &SnapshotRef,
 ) -> Result<Arc<SnapshotFiles>> {
     let list = manifest_list(storage, metadata, snapshot).await?;
-    let manifests: Vec<_> = futures::stream::iter(list.iter().filter(|m| has_live(m)))
-        .map(|manifest| async move { Ok::<_, Error>((manifest.partition_spec_id, entries(storage, manifest).await?)) })
+    let live: Vec<ManifestFile> = list.iter().filter(|m| has_live(m)).cloned().collect();
+    // Futures that own what they need: with borrowed ones the compiler cannot prove that callers may change threads.
+    let storage = storage.clone();
+    let manifests: Vec<_> = futures::stream::iter(live)
+        .map(move |manifest| {
+            let storage = storage.clone();
+            async move { Ok::<_, Error>((manifest.partition_spec_id, entries(&storage, &manifest).await?)) }
+        })
         .buffered(READS)
         .try_collect()
         .await?;

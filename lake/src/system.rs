@@ -153,29 +153,39 @@ impl CheckpointTable {
         let Some(snapshot) = table.snapshot() else { return Ok(Vec::new()) };
         let files = table.files(snapshot.snapshot_id()).await?;
         let deleted = position_deletes(&self.lake, table, &files).await?;
-        futures::stream::iter(files.data.iter())
-            .map(|live| async {
-                let path = live.file.file_path();
-                let rows = match ROWS.get(path) {
-                    Some(rows) => rows,
-                    None => {
-                        let mut rows = Vec::new();
-                        for batch in read_batches(&self.lake, path).await? {
-                            rows.extend(columns::decode_checkpoints(&batch).map_err(|e| e.with("file", path))?);
-                        }
-                        let rows = Arc::new(rows);
-                        ROWS.insert(path.to_owned(), rows.clone(), weight(&rows));
-                        rows
-                    }
-                };
-                let gone = deleted.get(path);
-                let alive = rows.iter().enumerate().filter(|(i, _)| !gone.is_some_and(|gone| gone.contains(*i as u64)));
-                Ok((live.clone(), alive.map(|(_, row)| row.clone()).collect()))
-            })
+        // Futures that own what they need: with borrowed ones the compiler cannot prove that callers may change threads.
+        let lake = self.lake.clone();
+        futures::stream::iter(files.data.clone())
+            .map(move |live| live_rows(lake.clone(), live, deleted.clone()))
             .buffered(READS)
             .try_collect()
             .await
     }
+}
+
+/// A file of `lakeward.checkpoints` with its live rows.
+async fn live_rows(
+    lake: Lake,
+    live: LiveFile,
+    deleted: Arc<HashMap<String, Arc<roaring::RoaringTreemap>>>,
+) -> Result<(LiveFile, Vec<CheckpointRow>)> {
+    let path = live.file.file_path();
+    let rows = match ROWS.get(path) {
+        Some(rows) => rows,
+        None => {
+            let mut rows = Vec::new();
+            for batch in read_batches(&lake, path).await? {
+                rows.extend(columns::decode_checkpoints(&batch).map_err(|e| e.with("file", path))?);
+            }
+            let rows = Arc::new(rows);
+            ROWS.insert(path.to_owned(), rows.clone(), weight(&rows));
+            rows
+        }
+    };
+    let gone = deleted.get(path);
+    let alive = rows.iter().enumerate().filter(|(i, _)| !gone.is_some_and(|gone| gone.contains(*i as u64)));
+    let alive = alive.map(|(_, row)| row.clone()).collect();
+    Ok((live, alive))
 }
 
 fn weight(rows: &[CheckpointRow]) -> u64 {
