@@ -47,6 +47,8 @@ enum Command {
     Run(commands::run::Args),
     /// SQL over the lake; interactive without -c and -f
     Sql(commands::sql::Args),
+    /// Prove that source and lake are equal at one position; prints differing keys
+    Verify(commands::verify::Args),
 }
 
 fn main() -> ExitCode {

@@ -49,23 +49,14 @@ pub async fn position_deletes(
         .with("file", other.file.file_path()));
     }
     let data: HashMap<&str, &LiveFile> = files.data.iter().map(|f| (f.file.file_path(), f)).collect();
+    // Owned throughout: a stream of borrowed futures cannot be proved `Send`.
     let mut wanted = Vec::new();
     for delete in &files.deletes {
-        let target = delete.file.referenced_data_file();
-        if target.is_none_or(|path| data.contains_key(path.as_str())) {
-            wanted.push(delete.clone());
+        if delete.file.referenced_data_file().is_none_or(|path| data.contains_key(path.as_str())) {
+            wanted.push(read_delete(lake.storage().clone(), delete.clone()));
         }
     }
-    // Futures that own what they need: with borrowed ones the compiler cannot prove that callers may change threads.
-    let storage = lake.storage().clone();
     let read: Vec<(LiveFile, Arc<Positions>)> = futures::stream::iter(wanted)
-        .map(move |delete| {
-            let storage = storage.clone();
-            async move {
-                let positions = positions(&storage, &delete.file).await?;
-                Ok::<_, Error>((delete, positions))
-            }
-        })
         .buffered(READS)
         .try_collect()
         .await
@@ -88,6 +79,11 @@ pub async fn position_deletes(
         }
     }
     Ok(Arc::new(deleted))
+}
+
+async fn read_delete(storage: Storage, delete: LiveFile) -> Result<(LiveFile, Arc<Positions>)> {
+    let positions = positions(&storage, &delete.file).await?;
+    Ok((delete, positions))
 }
 
 async fn positions(storage: &Storage, file: &DataFile) -> Result<Arc<Positions>> {

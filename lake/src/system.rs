@@ -17,6 +17,7 @@ use iceberg::spec::{Operation, Schema};
 use iceberg::{NamespaceIdent, TableIdent};
 use lakeward_runtime::{Action, Error, Result};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use roaring::RoaringTreemap;
 
 use crate::cache::Cache;
 use crate::commit::{Commit, SnapshotChange, TableChange};
@@ -153,21 +154,21 @@ impl CheckpointTable {
         let Some(snapshot) = table.snapshot() else { return Ok(Vec::new()) };
         let files = table.files(snapshot.snapshot_id()).await?;
         let deleted = position_deletes(&self.lake, table, &files).await?;
-        // Futures that own what they need: with borrowed ones the compiler cannot prove that callers may change threads.
-        let lake = self.lake.clone();
-        futures::stream::iter(files.data.clone())
-            .map(move |live| live_rows(lake.clone(), live, deleted.clone()))
-            .buffered(READS)
-            .try_collect()
-            .await
+        // Owned throughout: a stream of borrowed futures cannot be proved `Send`.
+        let live: Vec<_> = files
+            .data
+            .iter()
+            .map(|live| read_live(self.lake.clone(), live.clone(), deleted.get(live.file.file_path()).cloned()))
+            .collect();
+        futures::stream::iter(live).buffered(READS).try_collect().await
     }
 }
 
-/// A file of `lakeward.checkpoints` with its live rows.
-async fn live_rows(
+/// A checkpoint file with its live rows.
+async fn read_live(
     lake: Lake,
     live: LiveFile,
-    deleted: Arc<HashMap<String, Arc<roaring::RoaringTreemap>>>,
+    gone: Option<Arc<RoaringTreemap>>,
 ) -> Result<(LiveFile, Vec<CheckpointRow>)> {
     let path = live.file.file_path();
     let rows = match ROWS.get(path) {
@@ -182,8 +183,7 @@ async fn live_rows(
             rows
         }
     };
-    let gone = deleted.get(path);
-    let alive = rows.iter().enumerate().filter(|(i, _)| !gone.is_some_and(|gone| gone.contains(*i as u64)));
+    let alive = rows.iter().enumerate().filter(|(i, _)| !gone.as_ref().is_some_and(|gone| gone.contains(*i as u64)));
     let alive = alive.map(|(_, row)| row.clone()).collect();
     Ok((live, alive))
 }

@@ -3,6 +3,7 @@
 pub mod init;
 pub mod run;
 pub mod sql;
+pub mod verify;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,12 +37,25 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
             Command::Init => {}
             Command::Run(args) => run::run(config, args).await?,
             Command::Sql(args) => sql::run(&config, args).await?,
+            Command::Verify(args) => return Ok(answer(verify::run(&config, args).await?)),
         }
         Ok(ExitCode::SUCCESS)
     });
     // A blocking read of a log or a terminal must not hold the exit back.
     runtime.shutdown_background();
     code
+}
+
+/// How a report is printed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum ReportFormat {
+    Table,
+    Json,
+}
+
+/// Exit code 1: the answer is no.
+fn answer(yes: bool) -> ExitCode {
+    ExitCode::from(if yes { 0 } else { 1 })
 }
 
 /// The configured log and how its records are encoded.
