@@ -687,7 +687,7 @@ impl Stream {
                 self.snapshots.rest(REFUSED);
                 Ok(())
             }
-            Event::Ended(Outcome::Locked(Some(locked))) => self.open_wave(locked).await,
+            Event::Ended(Outcome::Locked(Some(locked))) => self.open_wave(*locked).await,
             Event::Ended(Outcome::WaveOver) => {
                 while let Some(read) = self.snapshots.try_read() {
                     self.read(read).await?;
