@@ -10,7 +10,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
+use futures::future::BoxFuture;
 use lakeward_event::codec::json::JsonDecoder;
 use lakeward_event::codec::{Decoder, RecordRef};
 use lakeward_event::{Checkpoint, Ends, TableId, TableSchema, names};
@@ -412,7 +413,7 @@ impl Worker {
     async fn commit_tables(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let read = &self.read;
         let dirty = self.tables.values_mut().filter(|t| t.is_dirty());
-        let commits: Vec<_> = dirty.map(|table| commit_table(table, checkpoint, read).boxed()).collect();
+        let commits: Vec<_> = dirty.map(|table| commit_table(table, checkpoint, read)).collect();
         let mut running = futures::stream::iter(commits).buffer_unordered(COMMITS_AT_ONCE);
         let mut failed: Result<()> = Ok(());
         // Every commit is let run to its end: one that is dropped half-way is an outcome nobody knows.
@@ -497,10 +498,13 @@ impl Worker {
     }
 }
 
-async fn commit_table(table: &mut SinkTable, checkpoint: &Checkpoint, read: &Ends) -> Result<()> {
-    table.commit(checkpoint, read).await?;
-    lakeward_runtime::crash_point!("sink.commit.between_tables");
-    Ok(())
+/// Boxed here, where its lifetimes have names: in a closure the compiler cannot prove that the future may change threads.
+fn commit_table<'a>(table: &'a mut SinkTable, checkpoint: &'a Checkpoint, read: &'a Ends) -> BoxFuture<'a, Result<()>> {
+    Box::pin(async move {
+        table.commit(checkpoint, read).await?;
+        lakeward_runtime::crash_point!("sink.commit.between_tables");
+        Ok(())
+    })
 }
 
 /// Waits until a target is told; for ever where there is none.
