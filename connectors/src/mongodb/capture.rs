@@ -199,7 +199,7 @@ impl<'a> Capture<'a> {
             if self.find(&database, &collection).is_some() {
                 continue;
             }
-            let was_left_out = self.publisher.newest(&schema(self.source, &database, &collection).table).is_some();
+            let was_left_out = !self.publisher.versions(&schema(self.source, &database, &collection).table).is_empty();
             let index = self.index(&database, &collection).await?;
             let name = self.collections[index].name.clone();
             self.progress.collections.insert(name, State::Reading { after: None });
