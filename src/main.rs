@@ -43,10 +43,14 @@ impl From<LogFormat> for telemetry::Format {
 enum Command {
     /// Write a commented lakeward.toml
     Init,
+    /// Try every source, log, catalog and warehouse setting and list all problems with their fix
+    Check,
     /// Run connectors, sink and query server (default: all) until SIGTERM or SIGINT
     Run(commands::run::Args),
     /// SQL over the lake; interactive without -c and -f
     Sql(commands::sql::Args),
+    /// Sources, positions, tables, freshness, last error
+    Status(commands::status::Args),
     /// Prove that source and lake are equal at one position; prints differing keys
     Verify(commands::verify::Args),
 }

@@ -1,8 +1,10 @@
 //! What each command does: arguments -> library calls -> printed answer.
 
+pub mod check;
 pub mod init;
 pub mod run;
 pub mod sql;
+pub mod status;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -36,6 +38,8 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         match &cli.command {
             Command::Init => {}
             Command::Run(args) => run::run(config, args).await?,
+            Command::Check => return Ok(answer(check::run(&config).await)),
+            Command::Status(args) => status::run(&config, args).await?,
             Command::Sql(args) => sql::run(&config, args).await?,
             Command::Verify(args) => return Ok(answer(verify::run(&config, args).await?)),
         }
