@@ -112,6 +112,8 @@ const TICK: i64 = 100_000;
 
 impl Bench {
     pub async fn new(test: &str) -> Self {
+        // Shown when a test fails.
+        let _ = tracing_subscriber::fmt().with_env_filter("info").with_test_writer().try_init();
         let folder = tempfile::tempdir().unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
         let source = format!("sink_{test}_{:x}_{now:x}", std::process::id());
