@@ -121,7 +121,14 @@ impl Source {
     fn start(&self) -> Running {
         let shutdown = CancellationToken::new();
         let (config, context, token, rows) = (self.config(), self.context(false), shutdown.clone(), self.range_rows);
-        let task = tokio::spawn(async move { run_with(&config, &context, &token, rows).await });
+        let task = tokio::spawn(async move {
+            let outcome = run_with(&config, &context, &token, rows).await;
+            if let Err(error) = &outcome {
+                // Shown beside the wait that then fails.
+                println!("connector ended: {error}");
+            }
+            outcome
+        });
         Running { task, shutdown }
     }
 

@@ -134,43 +134,6 @@ async fn cuts_are_exact() {
     source.drop().await;
 }
 
-/// Indexes that come and go make the moment of a patch unreadable: the collection converges again, and cuts stay exact.
-#[tokio::test(flavor = "multi_thread")]
-async fn moments_that_cannot_be_read() {
-    let source = Source::create("moments").await;
-    let load = Load::start(&source).await;
-    let running = source.start();
-    let mut reader = source.reader().await;
-    reader.until(|c| c.draft.cut && c.draft.converging.is_empty()).await;
-    let stop = CancellationToken::new();
-    let indexes = tokio::spawn({
-        let (database, stop) = (source.database(), stop.clone());
-        async move {
-            while !stop.is_cancelled() {
-                for side in ["left", "right"] {
-                    let index = doc! { "createIndexes": side, "indexes": [{ "key": { "amount": 1 }, "name": "i" }] };
-                    database.run_command(index).await.unwrap();
-                    database.run_command(doc! { "dropIndexes": side, "index": "i" }).await.unwrap();
-                }
-            }
-        }
-    });
-    // Without an index in the way of the comparison itself.
-    let again = reader.until(|c| !c.draft.converging.is_empty()).await;
-    stop.cancel();
-    indexes.await.unwrap();
-    for _ in 0..3 {
-        let after = source.now().await;
-        let cut = reader.until(|c| c.draft.cut && c.draft.converging.is_empty() && position(c).0 > after).await;
-        assert!(cut.id > again.id);
-        source.compare(&reader, &cut).await;
-    }
-    load.stop().await;
-    source.settle(&mut reader).await;
-    running.stop().await;
-    source.drop().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_lose_and_double_nothing() {
     let mut source = Source::create("restart").await;
