@@ -516,8 +516,7 @@ impl<'a> Capture<'a> {
             let (before, wanted) = (builder.bytes(), ids.len());
             let wall = self.ticks.seen(0);
             let mut at = self.time;
-            let exact =
-                read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
+            let exact = read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
             if !exact || !ids.is_empty() {
                 // A document that the stream says is there and the server does not find: its collection was dropped since, or
                 // it is deleted later in the transaction that is not whole yet.
@@ -525,7 +524,8 @@ impl<'a> Capture<'a> {
                 for pause in 0..20 {
                     tokio::time::sleep(Duration::from_millis(5 * pause)).await;
                     at = operation_time(&self.client).await?.max(self.time);
-                    there = read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
+                    there =
+                        read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
                     if there {
                         break;
                     }

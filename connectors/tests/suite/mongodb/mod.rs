@@ -190,9 +190,7 @@ impl Source {
     /// Reads the log until a cut that holds everything committed before this call, compares, and returns that cut.
     async fn settle(&self, reader: &mut LogReader) -> Checkpoint {
         let time = self.now().await;
-        let cut = reader
-            .until(|c| c.draft.cut && c.draft.converging.is_empty() && position(c).0 >= time)
-            .await;
+        let cut = reader.until(|c| c.draft.cut && c.draft.converging.is_empty() && position(c).0 >= time).await;
         self.compare(reader, &cut).await;
         cut
     }

@@ -77,7 +77,9 @@ async fn every_type_and_every_kind_of_id() {
     let mut reader = source.reader().await;
     reader.until(|c| c.id == last.id).await;
     let time = position(&last).0;
-    for (name, count) in [("values", 1), ("mixed", ids().len()), ("empty", 0), ("collated", 14), ("clustered", ids().len())] {
+    for (name, count) in
+        [("values", 1), ("mixed", ids().len()), ("empty", 0), ("collated", 14), ("clustered", ids().len())]
+    {
         let expected = source.documents_at(name, time).await;
         assert_eq!(expected.len(), count);
         same(name, &reader.documents(&format!("{}.{name}", source.name)), &expected);
