@@ -245,6 +245,7 @@ impl Bench {
                 url: Secret::new("postgresql://nowhere"),
                 include: Vec::new(),
                 exclude: Vec::new(),
+                topics: Vec::new(),
                 default_schema: "public".into(),
                 wal_budget: 1,
                 on_budget: OnBudget::Stop,
@@ -270,13 +271,9 @@ impl Bench {
         let targets = BTreeMap::from([(self.source.clone(), self.last)]);
         let (_keep, until) = watch::channel(targets);
         let options = lakeward_sink::Options { tables: None, until: Some(until) };
-        let run = lakeward_sink::run(
-            &self.config("state"),
-            self.lake.clone(),
-            self.log.clone(),
-            options,
-            CancellationToken::new(),
-        );
+        let config = self.config("state");
+        let run =
+            lakeward_sink::run(&config, self.lake.clone(), self.log.clone(), options, CancellationToken::new());
         tokio::time::timeout(Duration::from_secs(60), run).await.expect("the sink catches up").unwrap();
     }
 
