@@ -5,8 +5,8 @@ mod commands;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use lakeward_runtime::{Action, Error};
+use clap::{Parser, Subcommand, ValueEnum};
+use lakeward_runtime::{Action, Error, telemetry};
 
 /// Streams every service's database into one lakehouse, and answers SQL across them at one consistent moment.
 #[derive(Parser)]
@@ -15,14 +15,40 @@ struct Cli {
     /// The configuration file
     #[arg(long, global = true, value_name = "FILE", env = "LAKEWARD_CONFIG", default_value = "lakeward.toml")]
     config: PathBuf,
+    /// error, warn, info, debug or trace, or directives such as `info,lakeward_sink=debug`
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl From<LogFormat> for telemetry::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Write a commented lakeward.toml
     Init,
+    /// Run connectors, sink and query server (default: all) until SIGTERM or SIGINT
+    Run(commands::run::Args),
+    /// SQL over the lake; interactive without -c and -f
+    Sql(commands::sql::Args),
+    /// Prove that source and lake are equal at one position; prints differing keys
+    Verify(commands::verify::Args),
 }
 
 fn main() -> ExitCode {

@@ -1,1 +1,10 @@
-//! stub
+//! What an operator asks of the whole: `configuration + sources + log + lake -> an answer`. The only library that imports stages.
+//!
+//! # Layout
+//! - [`verify`]: is the lake what its sources were, at one position of each?
+//! - [`check`]: can every server be used as configured?
+//! - [`status`]: how far is everything?
+//!
+//! The command line parses arguments and prints what these return.
+
+pub mod verify;

@@ -134,8 +134,7 @@ impl Publisher {
         let blocks = self.encode(append.batches, base).await?;
         let Progress { position, snapshot, converging, watermark_from, watermark, cut } = append.progress;
         let next_sequence = base + append.sequences;
-        let draft =
-            CheckpointDraft { position, next_sequence, snapshot, converging, watermark_from, watermark, cut };
+        let draft = CheckpointDraft { position, next_sequence, snapshot, converging, watermark_from, watermark, cut };
         let checkpoint = self.writer.append(&self.unsent, blocks, draft).await?;
         self.unsent.clear();
         self.next_sequence = next_sequence;
@@ -150,7 +149,8 @@ impl Publisher {
         let mut jobs = Vec::with_capacity(batches.len());
         for batch in batches {
             let table = &batch.table().table;
-            let topic = self.topics.get(table).ok_or_else(|| Error::bug("table was not registered").with("table", table))?;
+            let topic =
+                self.topics.get(table).ok_or_else(|| Error::bug("table was not registered").with("table", table))?;
             jobs.push((batch, topic.name.clone(), topic.partitions));
         }
         let mut encoder = self.encoder.take().ok_or_else(|| Error::bug("publisher is spent"))?;

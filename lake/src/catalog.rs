@@ -141,7 +141,8 @@ impl Catalog {
 
     /// Adds a table's row, if there is none. An error leaves the outcome unknown.
     pub(crate) async fn insert(&self, id: &TableIdent, location: &str) -> Result<Written> {
-        let sql = "INSERT INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location, iceberg_type)
+        let sql =
+            "INSERT INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location, iceberg_type)
              VALUES ($1, $2, $3, $4, 'TABLE') ON CONFLICT DO NOTHING";
         let args = [self.name.as_str(), &namespace(id), id.name(), location];
         let rows = self.execute(sql, &args).await.map_err(|e| failed(e, "creating a table").with("table", id))?;
@@ -153,7 +154,8 @@ impl Catalog {
         let sql = "UPDATE iceberg_tables SET metadata_location = $5, previous_metadata_location = $4
              WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3 AND metadata_location = $4";
         let args = [self.name.as_str(), &namespace(id), id.name(), from, to];
-        let rows = self.execute(sql, &args).await.map_err(|e| failed(e, "committing to the catalog").with("table", id))?;
+        let rows =
+            self.execute(sql, &args).await.map_err(|e| failed(e, "committing to the catalog").with("table", id))?;
         Ok(if rows == 1 { Written::Done } else { Written::Refused })
     }
 
@@ -261,7 +263,9 @@ fn failed(error: sqlx::Error, doing: &'static str) -> Error {
         (_, "3D000") => "the catalog's database does not exist; create it, or correct [catalog] url",
         (_, "42501") => "the catalog's user lacks a right on its tables or schema",
         (sqlx::Error::Configuration(_), _) => "[catalog] url cannot be used",
-        (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed, _) => "the catalog's database cannot be reached",
+        (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed, _) => {
+            "the catalog's database cannot be reached"
+        }
         _ => "the catalog's database failed",
     };
     let action = match (&error, code.as_str()) {

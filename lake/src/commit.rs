@@ -97,7 +97,9 @@ pub(crate) async fn commit(lake: &Lake, table: &Table, change: TableChange) -> R
 /// The table as it is now, which must still be the same table.
 async fn newest(lake: &Lake, table: &Table) -> Result<Table> {
     let Some(newest) = lake.load(table.ident()).await? else {
-        return Err(Error::human("the table was dropped from the catalog by somebody else").with("table", table.ident()));
+        return Err(
+            Error::human("the table was dropped from the catalog by somebody else").with("table", table.ident())
+        );
     };
     if newest.metadata().uuid() != table.metadata().uuid() {
         return Err(Error::human("the table's catalog row was changed by somebody else: it is another table now")
@@ -136,7 +138,8 @@ impl Change {
         let mut prepared = None;
         if let Some(snapshot) = &change.snapshot {
             let with_schema = builder().and_then(|b| b.build()).map_err(invalid)?.metadata;
-            let done = row_delta::prepare(table.storage(), &with_schema, snapshot).await.with("table", table.ident())?;
+            let done =
+                row_delta::prepare(table.storage(), &with_schema, snapshot).await.with("table", table.ident())?;
             next = next
                 .set_branch_snapshot(done.snapshot.clone(), MAIN_BRANCH)
                 .map_err(invalid)?

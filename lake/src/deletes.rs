@@ -42,9 +42,11 @@ pub async fn position_deletes(
     files: &SnapshotFiles,
 ) -> Result<Arc<HashMap<String, Arc<RoaringTreemap>>>> {
     if let Some(other) = files.deletes.iter().find(|f| f.file.content_type() != DataContentType::PositionDeletes) {
-        return Err(Error::human("the table has equality deletes, made by another writer; compact it with that writer")
-            .with("table", table.ident())
-            .with("file", other.file.file_path()));
+        return Err(Error::human(
+            "the table has equality deletes, made by another writer; compact it with that writer",
+        )
+        .with("table", table.ident())
+        .with("file", other.file.file_path()));
     }
     let data: HashMap<&str, &LiveFile> = files.data.iter().map(|f| (f.file.file_path(), f)).collect();
     let wanted = files.deletes.iter().filter(|f| {
@@ -98,7 +100,8 @@ async fn positions(storage: &Storage, file: &DataFile) -> Result<Arc<Positions>>
 
 fn parse(bytes: bytes::Bytes, location: &str) -> Result<Positions> {
     let failed = |e| errors::parquet(e, "reading a delete file", location);
-    let malformed = |what: &'static str| Error::human("a delete file is malformed").with("file", location).with("what", what);
+    let malformed =
+        |what: &'static str| Error::human("a delete file is malformed").with("file", location).with("what", what);
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(failed)?.with_batch_size(65_536);
     // By field id where the writer gave them, by the reserved names else.
     let column = |id: i32, name: &str| {

@@ -63,7 +63,9 @@ pub(crate) fn store(error: object_store::Error, doing: &'static str, location: &
         PermissionDenied { .. } | Unauthenticated { .. } => format!(
             "the warehouse refused access while {doing}; check [warehouse] access_key_id, secret_access_key and the rights on it"
         ),
-        _ if action == Action::Retry => format!("the warehouse failed while {doing}; is it reachable, is its disk full?"),
+        _ if action == Action::Retry => {
+            format!("the warehouse failed while {doing}; is it reachable, is its disk full?")
+        }
         _ => format!("the warehouse refused while {doing}"),
     };
     Error::new(action, message).with("location", location).source(error)
@@ -91,8 +93,10 @@ mod tests {
 
     #[test]
     fn the_action_is_found_under_wrappers() {
-        let refused =
-            || object_store::Error::PermissionDenied { path: "a".into(), source: Box::new(std::io::Error::other("403")) };
+        let refused = || object_store::Error::PermissionDenied {
+            path: "a".into(),
+            source: Box::new(std::io::Error::other("403")),
+        };
         let ours = store(refused(), "writing", "s3://b/a");
         assert_eq!(ours.action(), Action::Configuration);
         let wrapped = ::iceberg::Error::new(::iceberg::ErrorKind::Unexpected, "x").with_source(ours);
@@ -100,10 +104,7 @@ mod tests {
         let io = std::io::Error::other(refused());
         let external = ::parquet::errors::ParquetError::External(Box::new(io));
         assert_eq!(parquet(external, "writing", "s3://b/a").action(), Action::Configuration);
-        let missing = object_store::Error::NotFound {
-            path: "a".into(),
-            source: "<Code>NoSuchBucket</Code>".into(),
-        };
+        let missing = object_store::Error::NotFound { path: "a".into(), source: "<Code>NoSuchBucket</Code>".into() };
         assert!(store(missing, "writing", "s3://b/a").to_string().contains("bucket does not exist"));
     }
 }

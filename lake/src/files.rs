@@ -78,7 +78,8 @@ pub(crate) async fn entries(storage: &Storage, manifest: &ManifestFile) -> Resul
     }
     let failed = |e| errors::iceberg(e, "reading a manifest").with("location", &manifest.manifest_path);
     let parsed = manifest.load_manifest(storage.file_io()).await.map_err(failed)?;
-    let incomplete = || Error::human("a manifest entry lacks a sequence number").with("location", &manifest.manifest_path);
+    let incomplete =
+        || Error::human("a manifest entry lacks a sequence number").with("location", &manifest.manifest_path);
     let mut entries = Vec::with_capacity(parsed.entries().len());
     for entry in parsed.entries().iter().filter(|e| e.is_alive()) {
         entries.push(Entry {

@@ -112,8 +112,10 @@ impl Lake {
         .map_err(invalid)?;
         // A new table's field ids are the crate's to give; other properties of ours name them already.
         if built.metadata.current_schema().as_struct() != &wanted {
-            return Err(Error::bug("the field ids of a new table must be 1, 2, … for its columns, then for their elements")
-                .with("table", id));
+            return Err(Error::bug(
+                "the field ids of a new table must be 1, 2, … for its columns, then for their elements",
+            )
+            .with("table", id));
         }
         let prepared =
             row_delta::prepare(self.storage(), &built.metadata, &SnapshotChange::new(Operation::Append)).await?;

@@ -17,10 +17,10 @@
 //! - [`system`]: `lakeward.checkpoints` and `lakeward.dead_letters`
 
 mod cache;
-mod errors;
 pub mod catalog;
 pub mod commit;
 pub mod deletes;
+mod errors;
 pub mod evolution;
 pub mod files;
 pub mod lake;

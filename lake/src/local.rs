@@ -51,10 +51,9 @@ impl Sync {
         match done {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(object_store::Error::Generic { store: "local", source: Box::new(error) }),
-            Err(error) => Err(object_store::Error::Generic {
-                store: "local",
-                source: format!("syncing {path}: {error}").into(),
-            }),
+            Err(error) => {
+                Err(object_store::Error::Generic { store: "local", source: format!("syncing {path}: {error}").into() })
+            }
         }
     }
 
@@ -86,7 +85,11 @@ impl ObjectStore for DurableLocal {
         Ok(result)
     }
 
-    async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let inner = self.inner.put_multipart_opts(location, options).await?;
         Ok(Box::new(DurableUpload { inner, sync: Some(self.sync(location)?) }))
     }

@@ -13,7 +13,12 @@ use parquet::file::statistics::Statistics;
 ///
 /// `nan_counts` by field id: float columns, as counted while writing. Bounds of a column with any NaN are left out: Parquet's
 /// ignore them. Bounds are inclusive; those of long text and binary are truncated, the upper ones rounded up.
-pub(crate) fn data_file(schema: &Schema, metadata: &ParquetMetaData, size: u64, nan_counts: HashMap<i32, u64>) -> DataFileBuilder {
+pub(crate) fn data_file(
+    schema: &Schema,
+    metadata: &ParquetMetaData,
+    size: u64,
+    nan_counts: HashMap<i32, u64>,
+) -> DataFileBuilder {
     let mut columns: HashMap<i32, Column> = HashMap::new();
     for group in metadata.row_groups() {
         for chunk in group.columns() {

@@ -9,7 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use iceberg::metadata_columns::RESERVED_FIELD_ID_DELETE_FILE_PATH;
 use iceberg::spec::{
     DataContentType, DataFile, FormatVersion, ManifestContentType, ManifestFile, ManifestListWriter, ManifestWriter,
-    ManifestWriterBuilder, PartitionSpecRef, PrimitiveLiteral, Snapshot, SnapshotSummaryCollector, Summary, TableMetadata,
+    ManifestWriterBuilder, PartitionSpecRef, PrimitiveLiteral, Snapshot, SnapshotSummaryCollector, Summary,
+    TableMetadata,
 };
 use lakeward_runtime::{Error, Result};
 use uuid::Uuid;
@@ -148,7 +149,12 @@ impl Attempt<'_> {
     }
 
     /// A delete file is found only through the spec of the data files it names; a wrong one brings rows back.
-    async fn spec_of_delete(&self, file: &DataFile, change: &SnapshotChange, inherited: &[ManifestFile]) -> Result<i32> {
+    async fn spec_of_delete(
+        &self,
+        file: &DataFile,
+        change: &SnapshotChange,
+        inherited: &[ManifestFile],
+    ) -> Result<i32> {
         let default = self.metadata.default_partition_spec_id();
         if self.metadata.partition_specs_iter().len() == 1 {
             return Ok(default);
@@ -156,7 +162,11 @@ impl Attempt<'_> {
         let lower = file.lower_bounds().get(&RESERVED_FIELD_ID_DELETE_FILE_PATH).map(|d| d.literal().clone());
         let target = match (file.referenced_data_file(), lower) {
             (Some(path), _) | (None, Some(PrimitiveLiteral::String(path))) => path,
-            _ => return Err(Error::bug("a delete file does not say which data files it names").with("file", file.file_path())),
+            _ => {
+                return Err(
+                    Error::bug("a delete file does not say which data files it names").with("file", file.file_path())
+                );
+            }
         };
         if change.added_data.iter().any(|f| f.file_path() == target) {
             return Ok(default);
@@ -180,7 +190,10 @@ impl Attempt<'_> {
         let contents: Vec<_> = [ManifestContentType::Data, ManifestContentType::Deletes]
             .into_iter()
             .filter(|content| {
-                change.removed.iter().any(|f| (f.content_type() == DataContentType::Data) == (*content == ManifestContentType::Data))
+                change
+                    .removed
+                    .iter()
+                    .any(|f| (f.content_type() == DataContentType::Data) == (*content == ManifestContentType::Data))
             })
             .collect();
         let (mut carried, mut rewritten) = (Vec::new(), Vec::new());
@@ -210,7 +223,9 @@ impl Attempt<'_> {
         }
         match missing.into_iter().next() {
             None => Ok((carried, rewritten)),
-            Some((path, _)) => Err(Error::bug("a file to remove is not live in the table's newest snapshot").with("file", path)),
+            Some((path, _)) => {
+                Err(Error::bug("a file to remove is not live in the table's newest snapshot").with("file", path))
+            }
         }
     }
 
@@ -265,7 +280,8 @@ impl Attempt<'_> {
 
     fn spec(&self, id: i32) -> Result<PartitionSpecRef> {
         let spec = self.metadata.partition_spec_by_id(id);
-        spec.cloned().ok_or_else(|| Error::human("a manifest names a partition spec the table does not have").with("spec", id))
+        spec.cloned()
+            .ok_or_else(|| Error::human("a manifest names a partition spec the table does not have").with("spec", id))
     }
 }
 

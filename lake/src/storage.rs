@@ -65,7 +65,9 @@ impl Storage {
             }
             (Arc::new(s3(config, bucket)?), format!("s3://{bucket}"))
         } else {
-            return Err(Error::configuration("[warehouse] url: must begin with file:/// or s3://").with("url", &config.url));
+            return Err(
+                Error::configuration("[warehouse] url: must begin with file:/// or s3://").with("url", &config.url)
+            );
         };
         let url = Url::parse(&format!("{root}/"))
             .map_err(|e| Error::configuration("[warehouse] url: is no URL").with("url", &config.url).source(e))?;
@@ -196,7 +198,9 @@ fn s3(config: &WarehouseConfig, bucket: &str) -> Result<object_store::aws::Amazo
 
 fn path(root: &str, location: &str) -> Result<Path> {
     let outside = || {
-        Error::human("a location is not in the configured warehouse's store").with("location", location).with("store", root)
+        Error::human("a location is not in the configured warehouse's store")
+            .with("location", location)
+            .with("store", root)
     };
     let rest = location.strip_prefix(root).ok_or_else(outside)?;
     let rest = rest.strip_prefix('/').ok_or_else(outside)?;

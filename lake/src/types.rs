@@ -46,7 +46,8 @@ pub fn iceberg_type(ty: &LogicalType, next_id: &mut dyn FnMut() -> i32) -> Resul
 /// The Arrow schema of an Iceberg schema: field ids as `PARQUET:field_id` metadata, `Utf8`, `Binary`, `FixedSizeBinary(16)` for
 /// uuid, timestamps with a zone in `UTC` (as [`LogicalType::arrow`]; the iceberg crate says `+00:00`).
 pub fn arrow_schema(schema: &Schema) -> Result<SchemaRef> {
-    let theirs = schema_to_arrow_schema(schema).map_err(|e| errors::iceberg(e, "making the Arrow schema of a table"))?;
+    let theirs =
+        schema_to_arrow_schema(schema).map_err(|e| errors::iceberg(e, "making the Arrow schema of a table"))?;
     let fields: Vec<FieldRef> = theirs.fields().iter().map(ours).collect();
     Ok(Arc::new(ArrowSchema::new(fields)))
 }

@@ -87,7 +87,8 @@ impl SchemaProvider for QuerySchema {
         let schema = match crate::system::view_schema(name) {
             Some(schema) if self.namespace == crate::system::NAMESPACE => schema,
             _ => {
-                let id = TableIdent::from_strs([&self.namespace, name]).map_err(|e| DataFusionError::External(e.into()))?;
+                let id =
+                    TableIdent::from_strs([&self.namespace, name]).map_err(|e| DataFusionError::External(e.into()))?;
                 let table = self.tables.load(&id).await.map_err(|e| DataFusionError::External(e.into()))?;
                 match table {
                     Some(table) => lakeward_lake::arrow_schema(table.metadata().current_schema())

@@ -85,7 +85,8 @@ impl Cut {
     /// One line for a notice: the moment and each source's checkpoint.
     pub fn notice(&self) -> String {
         let Some(at) = self.at else { return "no table of a source is read".into() };
-        let sources: Vec<_> = self.sources.iter().map(|s| format!("{} at checkpoint {}", s.source, s.checkpoint)).collect();
+        let sources: Vec<_> =
+            self.sources.iter().map(|s| format!("{} at checkpoint {}", s.source, s.checkpoint)).collect();
         format!("cut {} ({})", crate::pg::timestamptz_text(at), sources.join(", "))
     }
 
@@ -109,7 +110,10 @@ impl Cut {
 pub enum Choice {
     Cut(Cut),
     /// The rows given do not reach back far enough to decide: read rows of this source down to below this watermark.
-    Older { source: String, below: i64 },
+    Older {
+        source: String,
+        below: i64,
+    },
 }
 
 /// The rows of one source, newest first, down to some complete row.
@@ -144,22 +148,20 @@ pub fn choose(sources: &[SourceRows], as_of: AsOf, interval: i64) -> Result<Choi
             )));
         }
         AsOf::Time(time) => (time, i64::MIN),
-        AsOf::Checkpoint(id) => {
-            match sources.iter().find_map(|s| s.rows.iter().find(|r| r.checkpoint == id)) {
-                Some(row) if row.watermark_from > reached => {
-                    return Err(Error::refused(format!(
-                        "the lake has not reached checkpoint {id} in all sources: source {} is at {}",
-                        laggard.source,
-                        crate::pg::timestamptz_text(reached)
-                    )));
-                }
-                Some(row) => (row.watermark.min(reached), row.watermark_from),
-                None => match sources.iter().find(|s| !s.all) {
-                    Some(short) => return Ok(older(short, i64::MIN)),
-                    None => return Err(Error::refused(format!("no source of this query has checkpoint {id}"))),
-                },
+        AsOf::Checkpoint(id) => match sources.iter().find_map(|s| s.rows.iter().find(|r| r.checkpoint == id)) {
+            Some(row) if row.watermark_from > reached => {
+                return Err(Error::refused(format!(
+                    "the lake has not reached checkpoint {id} in all sources: source {} is at {}",
+                    laggard.source,
+                    crate::pg::timestamptz_text(reached)
+                )));
             }
-        }
+            Some(row) => (row.watermark.min(reached), row.watermark_from),
+            None => match sources.iter().find(|s| !s.all) {
+                Some(short) => return Ok(older(short, i64::MIN)),
+                None => return Err(Error::refused(format!("no source of this query has checkpoint {id}"))),
+            },
+        },
     };
 
     // One source needs no grid: each of its rows is a cut. An `upper` between two ticks is a moment like any other there.
@@ -185,7 +187,10 @@ pub fn choose(sources: &[SourceRows], as_of: AsOf, interval: i64) -> Result<Choi
                 // Between this row and the next one nothing is known: the next candidate is this row's end.
                 at = floor(row.watermark);
                 if at < lower {
-                    return Err(Error::refused(format!("{as_of} is not a cut: source {} has no row there", source.source)));
+                    return Err(Error::refused(format!(
+                        "{as_of} is not a cut: source {} has no row there",
+                        source.source
+                    )));
                 }
                 continue 'lower;
             }

@@ -92,7 +92,8 @@ struct Bound {
 impl Engine {
     pub async fn open(config: &Config, lake: Lake) -> Result<Self> {
         let tables = Arc::new(Tables::open(lake.clone(), config.checkpoint_interval).await?);
-        let runtime = RuntimeEnvBuilder::new().with_metadata_cache_limit(FOOTER_CACHE).build_arc().map_err(from_datafusion)?;
+        let runtime =
+            RuntimeEnvBuilder::new().with_metadata_cache_limit(FOOTER_CACHE).build_arc().map_err(from_datafusion)?;
         runtime.register_object_store(lake.storage().url(), lake.storage().object_store());
         Ok(Self {
             inner: Arc::new(Inner {
@@ -136,7 +137,8 @@ impl Engine {
             Kind::Query { parsed, explain } => {
                 let Bound { context, cut, mut notices } = self.bind(session, &parsed).await?;
                 let plan = context.state().statement_to_plan(parsed).await.map_err(from_datafusion)?;
-                let allowed = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+                let allowed =
+                    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
                 allowed.verify_plan(&plan).map_err(|e| {
                     Error::refused("the lake is read-only, it changes only with its sources").source(from_datafusion(e))
                 })?;
@@ -179,7 +181,9 @@ impl Engine {
             let (namespace, name) = match &reference {
                 TableReference::Bare { table } => (system::NAMESPACE, table.as_ref()),
                 TableReference::Partial { schema, table } => (schema.as_ref(), table.as_ref()),
-                TableReference::Full { catalog, schema, table } if catalog.as_ref() == CATALOG => (schema.as_ref(), table.as_ref()),
+                TableReference::Full { catalog, schema, table } if catalog.as_ref() == CATALOG => {
+                    (schema.as_ref(), table.as_ref())
+                }
                 TableReference::Full { .. } => continue,
             };
             if namespace == "information_schema" {
@@ -203,12 +207,14 @@ impl Engine {
         let mut notices = Vec::new();
         let mut bound: HashMap<(String, String), Arc<dyn TableProvider>> = HashMap::new();
         for (namespace, name) in wanted {
-            let provider: Arc<dyn TableProvider> = if namespace == system::NAMESPACE && system::VIEWS.contains(&name.as_str()) {
-                Arc::new(self.view(&name, cut.as_ref().or(session.last_cut.as_ref())).await?)
-            } else {
-                let id = TableIdent::from_strs([&namespace, &name]).map_err(|e| Error::bug("a table's name").source(e))?;
-                Arc::new(SnapshotTable::new(self.plan(&id, cut.as_ref(), &mut notices).await?))
-            };
+            let provider: Arc<dyn TableProvider> =
+                if namespace == system::NAMESPACE && system::VIEWS.contains(&name.as_str()) {
+                    Arc::new(self.view(&name, cut.as_ref().or(session.last_cut.as_ref())).await?)
+                } else {
+                    let id = TableIdent::from_strs([&namespace, &name])
+                        .map_err(|e| Error::bug("a table's name").source(e))?;
+                    Arc::new(SnapshotTable::new(self.plan(&id, cut.as_ref(), &mut notices).await?))
+                };
             bound.insert((namespace, name), provider);
         }
         if let (AsOf::Latest, Some(cut)) = (session.as_of, &cut) {
@@ -224,7 +230,12 @@ impl Engine {
         Ok(Bound { context: SessionContext::new_with_state(state), cut, notices })
     }
 
-    async fn plan(&self, id: &TableIdent, cut: Option<&Cut>, notices: &mut Vec<String>) -> Result<Arc<crate::scan::Plan>> {
+    async fn plan(
+        &self,
+        id: &TableIdent,
+        cut: Option<&Cut>,
+        notices: &mut Vec<String>,
+    ) -> Result<Arc<crate::scan::Plan>> {
         let inner = &self.inner;
         let of_source = cut.filter(|_| id.namespace().to_string() != system::NAMESPACE);
         let (table, snapshot_id) = match of_source {
@@ -255,14 +266,14 @@ impl Engine {
         let mut tables = Vec::new();
         if name != "freshness" {
             let locations = inner.tables.locations().await?;
-            let mut ids: Vec<_> = locations.keys().filter(|id| id.namespace().to_string() != system::NAMESPACE).collect();
+            let mut ids: Vec<_> =
+                locations.keys().filter(|id| id.namespace().to_string() != system::NAMESPACE).collect();
             ids.sort();
             for id in ids {
                 tables.extend(inner.tables.load(id).await?);
             }
         }
-        let facts =
-            system::Facts { now: now(), configured: &inner.configured, newest: &newest, read, tables: &tables };
+        let facts = system::Facts { now: now(), configured: &inner.configured, newest: &newest, read, tables: &tables };
         system::view(name, &facts)
     }
 }
@@ -295,12 +306,21 @@ fn config(session: &Session) -> Result<SessionConfig> {
     Ok(config)
 }
 
-fn unknown(reference: &TableReference, namespace: &str, name: &str, known: &BTreeMap<String, BTreeSet<String>>) -> Error {
+fn unknown(
+    reference: &TableReference,
+    namespace: &str,
+    name: &str,
+    known: &BTreeMap<String, BTreeSet<String>>,
+) -> Error {
     let elsewhere: Vec<_> = known
         .iter()
         .flat_map(|(space, names)| names.iter().map(move |n| (space, n)))
         .filter(|(space, n)| n.eq_ignore_ascii_case(name) && (space.as_str(), n.as_str()) != (namespace, name))
-        .map(|(space, n)| if n.chars().any(char::is_uppercase) { format!("{space}.\"{n}\"") } else { format!("{space}.{n}") })
+        .map(
+            |(space, n)| {
+                if n.chars().any(char::is_uppercase) { format!("{space}.\"{n}\"") } else { format!("{space}.{n}") }
+            },
+        )
         .collect();
     match elsewhere.is_empty() {
         true => Error::refused(format!("table '{reference}' does not exist")),

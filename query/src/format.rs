@@ -38,14 +38,23 @@ impl FromStr for Format {
             "json" => Self::Json,
             "ndjson" => Self::Ndjson,
             "arrow" => Self::Arrow,
-            other => return Err(Error::configuration(format!("format '{other}' is none of table, csv, json, ndjson, arrow"))),
+            other => {
+                return Err(Error::configuration(format!(
+                    "format '{other}' is none of table, csv, json, ndjson, arrow"
+                )));
+            }
         })
     }
 }
 
 /// Writes a whole answer; returns how many rows it had. A table is aligned over all rows, so it is held in memory; the other
 /// formats are written batch by batch.
-pub async fn write(format: Format, schema: &SchemaRef, mut batches: SendableRecordBatchStream, out: &mut (dyn Write + Send)) -> Result<u64> {
+pub async fn write(
+    format: Format,
+    schema: &SchemaRef,
+    mut batches: SendableRecordBatchStream,
+    out: &mut (dyn Write + Send),
+) -> Result<u64> {
     let mut writer = Writer::new(format, schema, out)?;
     while let Some(batch) = batches.next().await {
         writer.batch(&batch.map_err(from_datafusion)?)?;
@@ -220,7 +229,13 @@ fn aligned(schema: &SchemaRef, cells: &[Vec<String>], rows: u64) -> String {
         for (i, ((text, centre, right), width_of)) in texts.zip(&widths).enumerate() {
             out.push_str(if i == 0 { " " } else { "| " });
             let space = width_of.saturating_sub(width(text));
-            let left = if centre { space / 2 } else if right { space } else { 0 };
+            let left = if centre {
+                space / 2
+            } else if right {
+                space
+            } else {
+                0
+            };
             out.extend(std::iter::repeat_n(' ', left));
             out.push_str(text);
             out.extend(std::iter::repeat_n(' ', space - left + 1));

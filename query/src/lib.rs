@@ -19,10 +19,10 @@ pub mod format;
 pub mod pg;
 pub mod scan;
 mod statement;
-pub mod tables;
 pub mod system;
+pub mod tables;
 
 pub use cut::{AsOf, Cut};
 pub use engine::{Answer, Engine, Session};
-pub use statement::{Statement, parse};
 pub use format::Format;
+pub use statement::{Statement, parse};

@@ -16,19 +16,27 @@ pub struct Statement(Parsed);
 /// What to do with a statement.
 pub enum Kind {
     /// Plan and run it.
-    Query { parsed: Parsed, explain: bool },
+    Query {
+        parsed: Parsed,
+        explain: bool,
+    },
     SetAsOf(AsOf),
     /// A DataFusion option of this session.
-    SetOption { name: String, value: String },
+    SetOption {
+        name: String,
+        value: String,
+    },
     ShowAsOf,
 }
 
 /// Options a session may set: none of them reads or writes anything.
-const OPTIONS: [&str; 4] = ["datafusion.execution.", "datafusion.optimizer.", "datafusion.explain.", "datafusion.sql_parser."];
+const OPTIONS: [&str; 4] =
+    ["datafusion.execution.", "datafusion.optimizer.", "datafusion.explain.", "datafusion.sql_parser."];
 
 /// The statements of a text, separated by semicolons; none where there is only space.
 pub fn parse(text: &str) -> Result<Vec<Statement>> {
-    let parsed = DFParser::parse_sql_with_dialect(text, &PostgreSqlDialect {}).map_err(crate::engine::from_datafusion)?;
+    let parsed =
+        DFParser::parse_sql_with_dialect(text, &PostgreSqlDialect {}).map_err(crate::engine::from_datafusion)?;
     Ok(parsed.into_iter().map(Statement).collect())
 }
 
@@ -55,7 +63,9 @@ impl Statement {
         let query = |explain| Ok(Kind::Query { parsed: self.0.clone(), explain });
         match sql {
             // The planner refuses what writes inside a query (SELECT INTO, data-modifying WITH).
-            Sql::Query(_) | Sql::ShowTables { .. } | Sql::ShowColumns { .. } | Sql::ShowFunctions { .. } => query(false),
+            Sql::Query(_) | Sql::ShowTables { .. } | Sql::ShowColumns { .. } | Sql::ShowFunctions { .. } => {
+                query(false)
+            }
             Sql::ExplainTable { .. } => query(false),
             Sql::Explain { statement, .. } => match Statement(Parsed::Statement(statement.clone())).kind()? {
                 Kind::Query { .. } => query(true),
@@ -71,7 +81,9 @@ impl Statement {
                 let mut words = text.split_whitespace();
                 let verb = words.next().unwrap_or_default().to_uppercase();
                 Err(match verb.as_str() {
-                    "CREATE" | "DROP" | "ALTER" => read_only(&format!("{verb} {}", words.next().unwrap_or_default().to_uppercase())),
+                    "CREATE" | "DROP" | "ALTER" => {
+                        read_only(&format!("{verb} {}", words.next().unwrap_or_default().to_uppercase()))
+                    }
                     "INSERT" | "UPDATE" | "DELETE" | "MERGE" | "TRUNCATE" | "COPY" => read_only(&verb),
                     _ => Error::refused(format!("{verb} is not supported")),
                 })

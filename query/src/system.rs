@@ -87,7 +87,8 @@ pub fn view(name: &str, facts: &Facts<'_>) -> Result<MemTable> {
         "sources" => sources(facts),
         _ => tables(facts),
     };
-    let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|e| Error::bug("columns of a view").source(e))?;
+    let batch =
+        RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|e| Error::bug("columns of a view").source(e))?;
     MemTable::try_new(schema, vec![vec![batch]]).map_err(crate::engine::from_datafusion)
 }
 

@@ -105,7 +105,8 @@ impl Tables {
                 self.state.lock().await.tables.insert(id.clone(), table.clone());
                 Ok(table)
             }
-            Some(_) => Err(Error::refused(format!("snapshot {snapshot_id}, which this moment needs, has expired")).with("table", id)),
+            Some(_) => Err(Error::refused(format!("snapshot {snapshot_id}, which this moment needs, has expired"))
+                .with("table", id)),
             None => Err(Error::refused(format!("table {id} does not exist any more"))),
         }
     }
@@ -147,13 +148,19 @@ impl Tables {
             for source in sources {
                 let down = down_to.get(source.as_str()).copied().flatten();
                 let rows = self.rows(source, down).await?;
-                facts.push(SourceRows { source: source.clone(), rows: rows.as_ref().clone(), all: down == Some(i64::MIN) });
+                facts.push(SourceRows {
+                    source: source.clone(),
+                    rows: rows.as_ref().clone(),
+                    all: down == Some(i64::MIN),
+                });
             }
             match choose(&facts, as_of, self.interval)? {
                 Choice::Cut(cut) => return Ok(cut),
                 Choice::Older { source, below } => {
                     let Some(down) = down_to.get_mut(source.as_str()) else {
-                        return Err(Error::bug("a cut asks for rows of a source that was not given").with("source", source));
+                        return Err(
+                            Error::bug("a cut asks for rows of a source that was not given").with("source", source)
+                        );
                     };
                     // Each round reaches further down, so it ends; what one step did not answer is answered by all rows.
                     let wanted = below.saturating_sub(1);

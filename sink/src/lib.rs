@@ -1,1 +1,152 @@
-//! stub
+//! From the log to the lake: changes become rows of Iceberg tables, exactly once, at cuts that can be read together.
+//!
+//! `log records -> decoders -> ChangeBatch -> last change per key -> old rows (key index) -> data files + position deletes ->
+//! one row delta per table -> row in lakeward.checkpoints`
+//!
+//! # Layout
+//! - [`consumer`]: one worker per source, in lockstep with its checkpoints
+//! - [`cut`]: which checkpoints tables commit at together, and when the row may be written; pure
+//! - [`table`]: a table, its schema and what is pending for it
+//! - [`reduce`]: last change per key, by columns
+//! - [`documents`]: columns of MongoDB documents
+//! - [`key_index`]: which file and row a key stands at
+//! - [`read`], [`writer`]: old rows in, data files and position deletes out
+//! - [`commit`]: offsets in a table's history
+//! - [`checkpoints`]: rows of `lakeward.checkpoints`
+//! - [`dead_letter`]: what cannot be applied
+
+mod checkpoints;
+mod commit;
+mod consumer;
+mod cut;
+mod dead_letter;
+mod documents;
+mod key_index;
+mod read;
+mod reduce;
+mod table;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use lakeward_lake::Lake;
+use lakeward_lake::system::{CheckpointTable, DeadLetterTable};
+use lakeward_log::Log;
+use lakeward_runtime::config::{Codec, Config, LogConfig, OnBadRecord, SourceConfig, SourceKind};
+use lakeward_runtime::retry::Backoff;
+use lakeward_runtime::{Action, Error, Result};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use commit::{CHECKPOINT, OFFSETS, WATERMARK};
+use consumer::{Sink, Worker};
+use table::Shared;
+
+/// Source to checkpoint id: the sink ends when each source named has a row with this id or a newer one. Sources may be added
+/// while it runs; it waits for all configured ones.
+pub type Targets = BTreeMap<String, i64>;
+/// None: run until shutdown.
+pub type Until = Option<watch::Receiver<Targets>>;
+
+/// What a run is limited to.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Glob on topic names (`--table`); other tables are another sink's.
+    pub tables: Option<String>,
+    /// `--until-caught-up`.
+    pub until: Until,
+}
+
+/// Runs a worker per source until `shutdown` (or until all targets have their rows). Nothing needs draining: what is not
+/// committed is read again. An error ends all workers; those that a retry may cure are tried again here.
+pub async fn run(
+    config: &Config,
+    lake: Lake,
+    log: Arc<dyn Log>,
+    options: Options,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let _lock = lock(&config.state_dir)?;
+    let tables = match &options.tables {
+        None => None,
+        Some(glob) => {
+            let glob = globset::Glob::new(glob).map_err(|e| Error::configuration(format!("--table: {e}")))?;
+            Some(glob.compile_matcher())
+        }
+    };
+    let codec = match &config.log {
+        LogConfig::Kafka(kafka) => kafka.codec,
+        LogConfig::Embedded => Codec::Arrow,
+    };
+    let shared = Arc::new(Shared {
+        dead_letters: DeadLetterTable::open(&lake).await?,
+        state_dir: config.state_dir.clone(),
+        stop_on_bad_record: config.sink.on_bad_record == OnBadRecord::Stop,
+        lake: lake.clone(),
+    });
+    let rows = CheckpointTable::open(&lake).await?;
+    let sink = Arc::new(Sink { config: config.clone(), shared, log, codec, rows, tables, until: options.until });
+    let mut workers = JoinSet::new();
+    let stop = shutdown.child_token();
+    for source in &config.sources {
+        if source.kind == SourceKind::Debezium {
+            return Err(Error::configuration(format!("source {}: kind \"debezium\" cannot be read yet", source.name)));
+        }
+        workers.spawn(work(sink.clone(), source.clone(), stop.clone()));
+    }
+    let mut first: Result<()> = Ok(());
+    while let Some(ended) = workers.join_next().await {
+        let ended = ended.unwrap_or_else(|e| Err(Error::bug("a worker of the sink died").source(e)));
+        if let Err(error) = ended {
+            stop.cancel();
+            if first.is_ok() {
+                first = Err(error);
+            }
+        }
+    }
+    first
+}
+
+/// One source's worker, made anew after errors that pass.
+async fn work(sink: Arc<Sink>, source: SourceConfig, shutdown: CancellationToken) -> Result<()> {
+    let mut backoff = Backoff::new();
+    let what = format!("sink of {}", source.name);
+    loop {
+        let ended = async {
+            let mut worker = Worker::open(sink.clone(), source.clone()).await?;
+            worker.run(&shutdown).await
+        }
+        .await;
+        match ended {
+            Ok(()) => return Ok(()),
+            Err(_) if shutdown.is_cancelled() => return Ok(()),
+            Err(error) => {
+                let error = if error.action() == Action::Rebase { Error::retry(what.as_str()).source(error) } else { error };
+                backoff.wait(&what, error.with("source", &source.name), &shutdown).await?;
+            }
+        }
+    }
+}
+
+/// One sink per state directory: two would write the same index files.
+fn lock(state_dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(state_dir)
+        .map_err(|e| Error::configuration("creating state_dir").with("path", state_dir.display()).source(e))?;
+    let path = state_dir.join("sink.lock");
+    let file = File::create(&path)
+        .map_err(|e| Error::configuration("opening the sink's lock file").with("path", path.display()).source(e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::configuration(
+            "another sink runs with this state_dir; stop it, or give this one a state_dir of its own",
+        )
+        .with("path", path.display())),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(Error::configuration("locking the sink's lock file").with("path", path.display()).source(error))
+        }
+    }
+}

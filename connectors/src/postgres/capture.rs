@@ -94,8 +94,7 @@ pub async fn as_of_relation<C: GenericClient + Sync>(
 ) -> Result<Option<Table>> {
     let mut columns = Vec::with_capacity(relation.columns.len());
     for wanted in &relation.columns {
-        let same_type =
-            |c: &&TableColumn| c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier;
+        let same_type = |c: &&TableColumn| c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier;
         if let Some(column) = table.columns.iter().filter(same_type).find(|c| c.name == wanted.name) {
             columns.push(column.clone());
             continue;
@@ -103,10 +102,9 @@ pub async fn as_of_relation<C: GenericClient + Sync>(
         let Some(before) = known.iter().rev().find_map(|s| s.columns.iter().find(|c| c.name == wanted.name)) else {
             return Ok(None);
         };
-        let (Ok(number), Some((column_type, source_type))) = (
-            i16::try_from(before.id),
-            catalog::column_type(client, wanted.type_oid, wanted.type_modifier).await?,
-        ) else {
+        let (Ok(number), Some((column_type, source_type))) =
+            (i16::try_from(before.id), catalog::column_type(client, wanted.type_oid, wanted.type_modifier).await?)
+        else {
             return Ok(None);
         };
         columns.push(TableColumn {

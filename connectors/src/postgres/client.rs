@@ -45,10 +45,7 @@ pub async fn connect(url: &Secret, purpose: &str) -> Result<Client> {
 pub fn connect_replication(url: &Secret) -> Result<PgReplicationConnection> {
     let mut parsed = url::Url::parse(url.expose())
         .map_err(|e| Error::configuration("url of the source is not understood").source(e))?;
-    parsed
-        .query_pairs_mut()
-        .append_pair("replication", "database")
-        .append_pair("application_name", "lakeward stream");
+    parsed.query_pairs_mut().append_pair("replication", "database").append_pair("application_name", "lakeward stream");
     let mut connection = PgReplicationConnection::connect(parsed.as_str())
         .map_err(|e| replication_error("opening the replication connection", e))?;
     for (name, value) in SESSION_SETTINGS.iter().chain(&NO_LIMITS) {
@@ -80,9 +77,9 @@ pub fn sql_error(what: &str, error: tokio_postgres::Error) -> Error {
 /// An error of the replication connection by what to do about it.
 pub fn replication_error(what: &str, error: ReplicationError) -> Error {
     let action = match &error {
-        ReplicationError::Authentication(_) | ReplicationError::Config(_) | ReplicationError::PermanentConnection(_) => {
-            Action::Configuration
-        }
+        ReplicationError::Authentication(_)
+        | ReplicationError::Config(_)
+        | ReplicationError::PermanentConnection(_) => Action::Configuration,
         ReplicationError::ReplicationSlot(_) => Action::Human,
         _ => Action::Retry,
     };

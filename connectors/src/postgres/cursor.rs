@@ -115,9 +115,11 @@ impl Cursor {
             Some(skip) if open.changes < skip.index => Ok(false),
             Some(skip) => {
                 if open.changes == skip.index && skip.lsn != lsn {
-                    return Err(Error::resnapshot("the transaction in which the log ends is not the server's any more")
-                        .with("xid", skip.xid)
-                        .with("change", skip.index));
+                    return Err(Error::resnapshot(
+                        "the transaction in which the log ends is not the server's any more",
+                    )
+                    .with("xid", skip.xid)
+                    .with("change", skip.index));
                 }
                 Ok(open.changes > skip.index)
             }

@@ -80,8 +80,11 @@ pub async fn run(
     // The publication first: the server decodes with the catalog as of each change.
     let added = publication::ensure(&sql, &source.publication, &tables).await?;
 
-    let database: String =
-        sql.query_one("SELECT current_database()::text", &[]).await.map_err(|e| sql_error("asking for the database", e))?.get(0);
+    let database: String = sql
+        .query_one("SELECT current_database()::text", &[])
+        .await
+        .map_err(|e| sql_error("asking for the database", e))?
+        .get(0);
     let known = slot::find(&sql, &source.slot).await?;
     let start =
         slot::decide(last.as_ref(), known.as_ref(), &identity, slot::wal_end(&sql).await?, &source.slot, &database)?;
@@ -101,9 +104,19 @@ pub async fn run(
     let cursor = Cursor::new(identity, interval, lsn, partial, from, watermark);
     let clock_offset = stream::clock_offset(&sql).await?;
     if clock_offset.abs() > 500_000 {
-        tracing::warn!(source = source.name, offset_us = clock_offset, "the server's clock is not ours: joins with other sources are inexact");
+        tracing::warn!(
+            source = source.name,
+            offset_us = clock_offset,
+            "the server's clock is not ours: joins with other sources are inexact"
+        );
     }
-    tracing::info!(source = source.name, slot = source.slot, lsn = lakeward_event::position::format_lsn(lsn), snapshots = state.tables.len(), "starting to stream");
+    tracing::info!(
+        source = source.name,
+        slot = source.slot,
+        lsn = lakeward_event::position::format_lsn(lsn),
+        snapshots = state.tables.len(),
+        "starting to stream"
+    );
     let quoted = catalog::quote_identifier(&source.publication);
     connection
         .start_replication(
@@ -139,7 +152,9 @@ async fn require_logical(sql: &tokio_postgres::Client) -> Result<()> {
     if level == "logical" {
         return Ok(());
     }
-    Err(Error::configuration(format!("wal_level is {level}, capture needs wal_level = logical (in postgresql.conf, then restart the server)")))
+    Err(Error::configuration(format!(
+        "wal_level is {level}, capture needs wal_level = logical (in postgresql.conf, then restart the server)"
+    )))
 }
 
 /// The tables to capture, by oid; those left out are told.
@@ -174,8 +189,9 @@ fn snapshot_state(
 ) -> Result<State> {
     let mut state: State = match saved {
         None | Some(serde_json::Value::Null) => State::default(),
-        Some(saved) => serde_json::from_value(saved.clone())
-            .map_err(|e| Error::new(Action::Human, "the snapshot's progress in the last checkpoint is not understood").source(e))?,
+        Some(saved) => serde_json::from_value(saved.clone()).map_err(|e| {
+            Error::new(Action::Human, "the snapshot's progress in the last checkpoint is not understood").source(e)
+        })?,
     };
     state.done.retain(|oid| tables.contains_key(oid) && !added.contains(oid));
     state.tables.retain(|oid, _| tables.contains_key(oid) && !added.contains(oid));

@@ -14,14 +14,17 @@ pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
     let client = match connect(&source.url, "check").await {
         Ok(client) => client,
         Err(error) => {
-            let fix = "check host, port, database, user and password in the source's url, and pg_hba.conf on the server";
+            let fix =
+                "check host, port, database, user and password in the source's url, and pg_hba.conf on the server";
             return vec![Problem::new(error.to_string(), fix)];
         }
     };
     let mut found = Vec::new();
     match look(source, &client).await {
         Ok(more) => found.extend(more),
-        Err(error) => found.push(Problem::new(error.to_string(), "the server refused a look at its catalog: see its message")),
+        Err(error) => {
+            found.push(Problem::new(error.to_string(), "the server refused a look at its catalog: see its message"))
+        }
     }
     found
 }
@@ -42,13 +45,20 @@ async fn look(source: &SourceConfig, client: &Client) -> Result<Vec<Problem>> {
         .await
         .map_err(failed)?;
     let (level, version, standby): (String, i32, bool) = (row.get(0), row.get(1), row.get(2));
-    let (replication, superuser, user, create): (bool, bool, String, bool) = (row.get(3), row.get(4), row.get(5), row.get(6));
+    let (replication, superuser, user, create): (bool, bool, String, bool) =
+        (row.get(3), row.get(4), row.get(5), row.get(6));
     let (slots, senders): (i64, i64) = (row.get(7), row.get(8));
     if version < 140_000 {
-        found.push(Problem::new(format!("the server is PostgreSQL {}", version / 10_000), "PostgreSQL 14 and later are supported"));
+        found.push(Problem::new(
+            format!("the server is PostgreSQL {}", version / 10_000),
+            "PostgreSQL 14 and later are supported",
+        ));
     }
     if standby {
-        found.push(Problem::new("the server is a standby: standbys are not captured yet", "point the url at the primary"));
+        found.push(Problem::new(
+            "the server is a standby: standbys are not captured yet",
+            "point the url at the primary",
+        ));
     }
     if level != "logical" {
         found.push(Problem::new(
@@ -57,14 +67,23 @@ async fn look(source: &SourceConfig, client: &Client) -> Result<Vec<Problem>> {
         ));
     }
     if !replication {
-        found.push(Problem::new(format!("role {user} may not replicate"), format!("ALTER ROLE {} REPLICATION", catalog::quote_identifier(&user))));
+        found.push(Problem::new(
+            format!("role {user} may not replicate"),
+            format!("ALTER ROLE {} REPLICATION", catalog::quote_identifier(&user)),
+        ));
     } else if let Err(error) = connect_replication(&source.url) {
-        found.push(Problem::new(error.to_string(), "allow the role a `replication` connection from this host in pg_hba.conf"));
+        found.push(Problem::new(
+            error.to_string(),
+            "allow the role a `replication` connection from this host in pg_hba.conf",
+        ));
     }
     let existing = slot::find(client, &source.slot).await?;
     match &existing {
         None if slots <= 0 => {
-            found.push(Problem::new("every replication slot of the server is in use", "raise max_replication_slots, or drop slots that nobody reads"));
+            found.push(Problem::new(
+                "every replication slot of the server is in use",
+                "raise max_replication_slots, or drop slots that nobody reads",
+            ));
         }
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
             found.push(Problem::new(
@@ -108,7 +127,10 @@ async fn look(source: &SourceConfig, client: &Client) -> Result<Vec<Problem>> {
         let (select, owner): (bool, bool) = (rights.get(0), rights.get(1));
         let name = table.qualified();
         if !select {
-            found.push(Problem::new(format!("role {user} may not read {name}"), format!("GRANT SELECT ON {name} TO {}", catalog::quote_identifier(&user))));
+            found.push(Problem::new(
+                format!("role {user} may not read {name}"),
+                format!("GRANT SELECT ON {name} TO {}", catalog::quote_identifier(&user)),
+            ));
         }
         if !owner && !superuser && !published {
             found.push(Problem::new(

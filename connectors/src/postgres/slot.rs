@@ -58,7 +58,8 @@ pub async fn find(client: &Client, name: &str) -> Result<Option<Slot>> {
 /// one included: they are named in the log while it waits.
 pub async fn create(client: &Client, watcher: &Client, name: &str) -> Result<u64> {
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&name];
-    let create = client.query_one("SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')", &parameters);
+    let create =
+        client.query_one("SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')", &parameters);
     tokio::pin!(create);
     let row = loop {
         tokio::select! {
@@ -123,26 +124,33 @@ pub fn decide(
 ) -> Result<Start> {
     if let Some(slot) = slot {
         if slot.plugin.as_deref() != Some("pgoutput") {
-            return Err(Error::configuration("the replication slot is not one of pgoutput; choose another name by `slot`").with("slot", name));
+            return Err(Error::configuration(
+                "the replication slot is not one of pgoutput; choose another name by `slot`",
+            )
+            .with("slot", name));
         }
         if slot.database.as_deref() != Some(database) {
-            return Err(Error::configuration("the replication slot belongs to another database; choose another name by `slot`")
-                .with("slot", name)
-                .with("its_database", slot.database.as_deref().unwrap_or("-")));
+            return Err(Error::configuration(
+                "the replication slot belongs to another database; choose another name by `slot`",
+            )
+            .with("slot", name)
+            .with("its_database", slot.database.as_deref().unwrap_or("-")));
         }
     }
     let Some(last) = last else {
         return Ok(match slot {
             None => Start::Create,
             Some(slot) => Start::Adopt {
-                lsn: slot
-                    .confirmed_flush
-                    .ok_or_else(|| Error::retry("the replication slot is being created by somebody else").with("slot", name))?,
+                lsn: slot.confirmed_flush.ok_or_else(|| {
+                    Error::retry("the replication slot is being created by somebody else").with("slot", name)
+                })?,
             },
         });
     };
     let Position::Postgres { lsn, partial, system_id, timeline } = &last.draft.position else {
-        return Err(Error::human("the source's log was written by a connector of another kind").with("checkpoint", last.id));
+        return Err(
+            Error::human("the source's log was written by a connector of another kind").with("checkpoint", last.id)
+        );
     };
     let lost = |reason: String| {
         Err(Error::resnapshot(format!("{reason}; what was committed after {} may be lost", format_lsn(*lsn)))
@@ -170,7 +178,10 @@ pub fn decide(
         Some(_) => {}
     }
     if *lsn > wal_end {
-        return lost(format!("the server's WAL ends at {}, before the last checkpoint: it was restored from an older state", format_lsn(wal_end)));
+        return lost(format!(
+            "the server's WAL ends at {}, before the last checkpoint: it was restored from an older state",
+            format_lsn(wal_end)
+        ));
     }
     Ok(Start::Resume { lsn: *lsn, partial: partial.clone() })
 }
@@ -201,7 +212,12 @@ mod tests {
     }
 
     fn slot(confirmed: u64) -> Slot {
-        Slot { plugin: Some("pgoutput".into()), database: Some("app".into()), confirmed_flush: Some(confirmed), wal_status: Some("reserved".into()) }
+        Slot {
+            plugin: Some("pgoutput".into()),
+            database: Some("app".into()),
+            confirmed_flush: Some(confirmed),
+            wal_status: Some("reserved".into()),
+        }
     }
 
     #[test]

@@ -137,7 +137,8 @@ pub async fn clock_offset(client: &Client) -> Result<i64> {
 
 impl Stream {
     pub async fn new(parts: Parts) -> Result<Self> {
-        let Parts { source, context, sql, connection, lane, cursor, snapshots, signals, tables, filter, clock_offset } = parts;
+        let Parts { source, context, sql, connection, lane, cursor, snapshots, signals, tables, filter, clock_offset } =
+            parts;
         let marker = Arc::new(Marker::new(&sql, &source.slot).await?);
         let interval = i64::try_from(context.checkpoint_interval.as_micros())
             .ok()
@@ -287,8 +288,10 @@ impl Stream {
                 if let Some(meta) = self.change(start, relation)? {
                     let capture = captured(&mut self.captures, relation)?;
                     let before = capture.builder.bytes();
-                    let made =
-                        capture.builder.update(&capture.binding, old.as_ref(), &new, meta).map_err(|e| capture.bad(e))?;
+                    let made = capture
+                        .builder
+                        .update(&capture.binding, old.as_ref(), &new, meta)
+                        .map_err(|e| capture.bad(e))?;
                     self.bytes += capture.builder.bytes().saturating_sub(before);
                     self.sequences += made;
                     let wave = self.snapshots.wave();
@@ -334,7 +337,10 @@ impl Stream {
                 }
             }
             Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
-            Message::StreamStart { .. } | Message::StreamStop | Message::StreamCommit { .. } | Message::StreamAbort { .. } => {
+            Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort { .. } => {
                 return Err(Error::bug("the server streams transactions that are in progress, and was not asked to"));
             }
         }
@@ -353,7 +359,8 @@ impl Stream {
             Some(Some(_)) => {}
             Some(None) => return Ok(None),
             None => {
-                return Err(Error::retry("the server sent a change of a table that it did not describe").with("relation", relation));
+                return Err(Error::retry("the server sent a change of a table that it did not describe")
+                    .with("relation", relation));
             }
         }
         let Some(open) = self.cursor.open() else { return Ok(None) };
@@ -503,7 +510,11 @@ impl Stream {
                 self.hold = None;
             }
             Signal::Snapshot { request, .. } => {
-                tracing::warn!(source = self.source.name, request, "taking a table's snapshot again is not possible yet");
+                tracing::warn!(
+                    source = self.source.name,
+                    request,
+                    "taking a table's snapshot again is not possible yet"
+                );
             }
         }
     }
@@ -708,10 +719,15 @@ impl Stream {
                 continue;
             }
             let shape = self.register(&table).await?;
-            let keys = self.snapshots.state.tables.get(&oid).map_or(Vec::new(), |t| t.incomplete.keys().cloned().collect());
+            let keys =
+                self.snapshots.state.tables.get(&oid).map_or(Vec::new(), |t| t.incomplete.keys().cloned().collect());
             wanted.insert(oid, Wanted { table, shape, keys });
         }
-        if wanted.is_empty() { self.snapshots.rest(REFUSED) } else { self.snapshots.lock(wanted) }
+        if wanted.is_empty() {
+            self.snapshots.rest(REFUSED)
+        } else {
+            self.snapshots.lock(wanted)
+        }
         Ok(())
     }
 
@@ -722,7 +738,11 @@ impl Stream {
             let Some(table) = self.snapshots.state.tables.get_mut(oid) else { continue };
             if table.stage == Stage::Reading {
                 if table.look(leaves) {
-                    tracing::info!(source = self.source.name, table = table.name, "rewritten while its snapshot was taken: it starts over");
+                    tracing::info!(
+                        source = self.source.name,
+                        table = table.name,
+                        "rewritten while its snapshot was taken: it starts over"
+                    );
                 }
                 ranges.extend(table.ranges_left(*oid));
             }
@@ -827,7 +847,10 @@ enum Flush {
 }
 
 fn captured(captures: &mut HashMap<u32, Option<Capture>>, relation: u32) -> Result<&mut Capture> {
-    captures.get_mut(&relation).and_then(Option::as_mut).ok_or_else(|| Error::bug("a change of a table that is not captured"))
+    captures
+        .get_mut(&relation)
+        .and_then(Option::as_mut)
+        .ok_or_else(|| Error::bug("a change of a table that is not captured"))
 }
 
 fn leaves_out(tuple: &Tuple<'_>) -> bool {

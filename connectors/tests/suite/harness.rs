@@ -171,8 +171,7 @@ impl Source {
                 let mut reader = self.log.records(source).await.unwrap();
                 reader.assign(topic, *partition, *start).await.unwrap();
                 let ours: Vec<_> = schemas.iter().filter(|s| names::topic(&s.table) == *topic).cloned().collect();
-                let decoder =
-                    JsonDecoder::new(Arc::new(move |v| ours.iter().find(|s| s.version == v).cloned()));
+                let decoder = JsonDecoder::new(Arc::new(move |v| ours.iter().find(|s| s.version == v).cloned()));
                 let ends = BTreeMap::from([(topic.clone(), BTreeMap::from([(*partition, *end)]))]);
                 let visitor = reader.read_to(&ends, Box::new(Visitor { decoder })).await.unwrap();
                 let mut visitor = *visitor.into_any().downcast::<Visitor>().unwrap();
@@ -225,7 +224,10 @@ impl Source {
             .take(5)
             .collect();
         let extra: Vec<_> = log.keys().filter(|key| !source.contains_key(*key)).take(5).collect();
-        assert!(differing.is_empty() && extra.is_empty(), "{table}: key, source, log: {differing:?}; only in the log: {extra:?}");
+        assert!(
+            differing.is_empty() && extra.is_empty(),
+            "{table}: key, source, log: {differing:?}; only in the log: {extra:?}"
+        );
         assert_eq!(source.len(), log.len());
     }
 }
@@ -246,7 +248,9 @@ impl Drop for Source {
             self.database
         );
         let mut psql = Command::new("psql");
-        psql.args([&self.admin_url, "-Xqtc", "SET synchronous_commit = local"]).stdout(Stdio::null()).stderr(Stdio::null());
+        psql.args([&self.admin_url, "-Xqtc", "SET synchronous_commit = local"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         for statement in sql.split(';') {
             psql.args(["-c", statement]);
         }
@@ -432,8 +436,8 @@ impl TestServer {
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        // SIGINT: a fast shutdown, which takes the server's children along.
-        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        // SIGQUIT: its children die at once; a fast shutdown would wait for connectors that a failed test has left.
+        let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }
 }

@@ -124,7 +124,9 @@ async fn a_commit_that_is_published_and_not_visible_is_not_overwritten() {
     assert_eq!(source.last().await.unwrap().draft.converging, ["public.late"], "the snapshot did not wait");
     hang_commits(&server, false).await;
     update.await.unwrap().unwrap();
-    source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 2).await;
+    source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 2)
+        .await;
     running.stop().await;
     source.catch_up().await;
     source.assert_same("public.late").await;
@@ -173,7 +175,9 @@ async fn a_table_joins_while_its_writer_is_open() {
     let running = source.start();
     source.wait("the start", |c| c.draft.converging == ["public.late"]).await;
     writer.batch_execute("INSERT INTO late VALUES (2); COMMIT").await.unwrap();
-    source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 0).await;
+    source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 0)
+        .await;
     running.stop().await;
     source.catch_up().await;
     source.assert_same("public.late").await;
@@ -204,7 +208,9 @@ async fn values_that_updates_leave_out_are_completed() {
         }
     });
     let running = source.start();
-    let settled = source.wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0).await;
+    let settled = source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.watermark > 0)
+        .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     load.abort();
     let _ = load.await;
@@ -212,7 +218,10 @@ async fn values_that_updates_leave_out_are_completed() {
     source.catch_up().await;
     source.assert_same("public.t").await;
     let changes = source.changes().await;
-    assert!(changes.iter().any(|c| !c.unchanged.is_empty() && c.sequence < settled.draft.next_sequence), "no value was left out");
+    assert!(
+        changes.iter().any(|c| !c.unchanged.is_empty() && c.sequence < settled.draft.next_sequence),
+        "no value was left out"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,7 +92,8 @@ async fn a_restart_inside_a_transaction_neither_doubles_nor_loses() {
         let running = source.start();
         source
             .wait("the next append", |c| {
-                c.id > before && (matches!(&c.draft.position, Position::Postgres { partial: Some(_), .. }) || c.draft.cut)
+                c.id > before
+                    && (matches!(&c.draft.position, Position::Postgres { partial: Some(_), .. }) || c.draft.cut)
             })
             .await;
         running.kill().await;
@@ -119,7 +120,11 @@ async fn lost_history_is_said_and_nothing_is_skipped() {
     // Somebody else moves the slot past what is published: trap 10.
     let slot = source.config.slot.clone();
     until("the slot is free", async || {
-        source.sql.execute("SELECT pg_replication_slot_advance($1::text::name, pg_current_wal_lsn())", &[&slot]).await.is_ok()
+        source
+            .sql
+            .execute("SELECT pg_replication_slot_advance($1::text::name, pg_current_wal_lsn())", &[&slot])
+            .await
+            .is_ok()
     })
     .await;
     let error = source.start().failure().await;
@@ -188,7 +193,9 @@ async fn columns_keep_their_identity_through_ddl_that_runs_ahead() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_lies_exactly_where_it_was_asked_for() {
     let source = Source::new("cut").await;
-    source.run("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 10) i").await;
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 10) i")
+        .await;
     let running = source.start();
     source.wait("a settled checkpoint", |c| c.draft.cut && c.draft.converging.is_empty()).await;
     let writer = source.connect().await;
@@ -199,7 +206,10 @@ async fn a_cut_lies_exactly_where_it_was_asked_for() {
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     for request in ["first", "second"] {
-        let hold = format!(r#"{{"slot":"{}","clock":0,"mark":"hold","request":"{request}","seconds":20}}"#, source.config.slot);
+        let hold = format!(
+            r#"{{"slot":"{}","clock":0,"mark":"hold","request":"{request}","seconds":20}}"#,
+            source.config.slot
+        );
         source.sql.execute("SELECT pg_logical_emit_message(false, 'lakeward', $1::text)", &[&hold]).await.unwrap();
         // What a temporary slot's consistent point is to `verify`: some LSN after the message, between two commits.
         let row = source.sql.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
@@ -207,7 +217,9 @@ async fn a_cut_lies_exactly_where_it_was_asked_for() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         source.log.signal(&source.config.name, &Signal::Cut { request: request.into(), lsn }).await.unwrap();
         let cut = source
-            .wait("the cut", |c| c.draft.cut && matches!(c.draft.position, Position::Postgres { lsn: at, .. } if at == lsn))
+            .wait("the cut", |c| {
+                c.draft.cut && matches!(c.draft.position, Position::Postgres { lsn: at, .. } if at == lsn)
+            })
             .await;
         // Nothing committed after the LSN is in it, all before is.
         let changes = source.changes().await;

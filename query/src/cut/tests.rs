@@ -41,9 +41,9 @@ fn the_newest_tick_inside_an_interval_of_each() {
     type Intervals = &'static [(i64, i64)];
     let cases: &[(Intervals, Intervals, i64)] = &[
         (&[(5, 8)], &[(3, 9)], 8),
-        (&[(8, 8), (4, 5)], &[(9, 9), (5, 5)], 5),      // "what all reached" would join a at 8 with b at 5
+        (&[(8, 8), (4, 5)], &[(9, 9), (5, 5)], 5), // "what all reached" would join a at 8 with b at 5
         (&[(5, 9)], &[(8, 8)], 8),
-        (&[(9, 9), (5, 5)], &[(8, 8), (2, 5)], 5),      // trap 48: a at 5 is not a at 8
+        (&[(9, 9), (5, 5)], &[(8, 8), (2, 5)], 5), // trap 48: a at 5 is not a at 8
         (&[(12, 12), (9, 10), (1, 6)], &[(11, 11), (7, 8), (5, 6)], 6),
         (&[(100, 100), (7, 9)], &[(1, 7)], 7),
     ];
@@ -95,7 +95,16 @@ fn rows_that_end_before_a_complete_one_ask_for_more() {
 
 #[test]
 fn a_moment_or_a_checkpoint_can_be_asked_for() {
-    let a = || rows("a", vec![row("a", 30, 8, 9, &[("a.t", 3)], true), row("a", 20, 4, 6, &[("a.t", 2)], true), row("a", 10, 1, 2, &[("a.t", 1)], true)]);
+    let a = || {
+        rows(
+            "a",
+            vec![
+                row("a", 30, 8, 9, &[("a.t", 3)], true),
+                row("a", 20, 4, 6, &[("a.t", 2)], true),
+                row("a", 10, 1, 2, &[("a.t", 1)], true),
+            ],
+        )
+    };
     let b = || rows("b", vec![row("b", 7, 2, 20, &[("b.t", 5)], true)]);
     for (as_of, at, snapshot) in [
         (AsOf::Time(9 * S), 9, 3),

@@ -52,14 +52,8 @@ fn json() {
 
 #[test]
 fn table() {
-    let expected = [
-        " id | name  | ok",
-        "----+-------+----",
-        "  1 | a,\"b\" | t",
-        "    | c     |",
-        " 20 |       |",
-        "(2 rows)",
-    ];
+    let expected =
+        [" id | name  | ok", "----+-------+----", "  1 | a,\"b\" | t", "    | c     |", " 20 |       |", "(2 rows)"];
     assert_eq!(text(Format::Table, 1).lines().collect::<Vec<_>>(), expected);
 }
 

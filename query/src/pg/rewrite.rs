@@ -1,4 +1,5 @@
-//! uuid and text in queries: `id = '…'`, `id IN ('…')`, `'…'::uuid`, `id::text`, `at::text` -> what DataFusion can plan.
+//! uuid, text and infinity in queries: `id = '…'`, `id IN ('…')`, `'…'::uuid`, `id::text`, `day > now()`, `at::date` -> what
+//! DataFusion can plan and run.
 //!
 //! A uuid column is 16 bytes to DataFusion, which does not compare them with text; and its casts to text print an infinite
 //! date as an error of the whole query.
@@ -6,7 +7,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryBuilder, StringBuilder};
-use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::datatypes::{DataType, Date32Type, Field, FieldRef, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{DFSchema, Result, ScalarValue, exec_err, plan_err};
@@ -15,11 +16,13 @@ use datafusion::logical_expr::expr::{InList, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, TypePlanner};
 use datafusion::logical_expr::{
-    Between, BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility,
+    Between, BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs,
+    ScalarUDF, ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility,
 };
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::sql::sqlparser::ast::{BinaryOperator, DataType as SqlType};
+
+use lakeward_event::types::{DATE_INFINITY, TIMESTAMP_INFINITY};
 
 use super::text::{Style, parse_uuid, printer};
 
@@ -40,11 +43,22 @@ fn is_text(ty: &DataType) -> bool {
 
 /// What a cast to text must print itself.
 fn prints_differently(ty: &DataType) -> bool {
-    matches!(ty, DataType::FixedSizeBinary(16) | DataType::Date32 | DataType::Timestamp(..) | DataType::Binary | DataType::List(_))
+    matches!(
+        ty,
+        DataType::FixedSizeBinary(16)
+            | DataType::Date32
+            | DataType::Timestamp(..)
+            | DataType::Binary
+            | DataType::List(_)
+    )
+}
+
+fn call(function: impl ScalarUDFImpl + 'static, argument: Expr) -> Expr {
+    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(ScalarUDF::new_from_impl(function)), vec![argument]))
 }
 
 fn as_text(expr: Expr) -> Expr {
-    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(ScalarUDF::new_from_impl(ToText::new())), vec![expr]))
+    call(ToText::new(), expr)
 }
 
 /// A text as uuid: at once where it is a literal.
@@ -52,11 +66,13 @@ fn as_uuid(expr: Expr) -> Result<Expr> {
     if let Expr::Literal(value, metadata) = &expr
         && let Some(text) = value.try_as_str()
     {
-        let Some(text) = text else { return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, None), metadata.clone())) };
+        let Some(text) = text else {
+            return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, None), metadata.clone()));
+        };
         let Some(bytes) = parse_uuid(text) else { return plan_err!("invalid input syntax for type uuid: \"{text}\"") };
         return Ok(Expr::Literal(ScalarValue::FixedSizeBinary(16, Some(bytes.to_vec())), metadata.clone()));
     }
-    Ok(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(ScalarUDF::new_from_impl(ToUuid::new())), vec![expr])))
+    Ok(call(ToUuid::new(), expr))
 }
 
 /// Brings a uuid and a text side by side: a literal becomes a uuid, with any other text the uuid becomes text, so that a text
@@ -67,9 +83,20 @@ fn reconcile(left: Expr, right: Expr, schema: &DFSchema) -> Result<Option<(Expr,
         Some(if matches!(right, Expr::Literal(..)) { (left, as_uuid(right)?) } else { (as_text(left), right) })
     } else if is_text(&l) && r == UUID {
         Some(if matches!(left, Expr::Literal(..)) { (as_uuid(left)?, right) } else { (left, as_text(right)) })
+    } else if l == DataType::Date32 && matches!(r, DataType::Timestamp(..)) {
+        Some((as_timestamp(left, &r), right))
+    } else if matches!(l, DataType::Timestamp(..)) && r == DataType::Date32 {
+        let right = as_timestamp(right, &l);
+        Some((left, right))
     } else {
         None
     })
+}
+
+/// A date beside a timestamp of this type: DataFusion's own cast goes by way of nanoseconds, where an infinite date fails the query.
+fn as_timestamp(date: Expr, other: &DataType) -> Expr {
+    let zone = if let DataType::Timestamp(_, zone) = other { zone.clone() } else { None };
+    call(Convert::new("pg_timestamp", DataType::Timestamp(TimeUnit::Microsecond, zone)), date)
 }
 
 /// `uuid = text` is refused as soon as it is planned, so it is rewritten while it is.
@@ -161,7 +188,9 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
             let (low, high) = (Box::new(bound(*low)?), Box::new(bound(*high)?));
             Ok(Transformed::yes(Expr::Between(Between { expr, negated, low, high })))
         }
-        Expr::Cast(Cast { expr, field }) if is_text(field.data_type()) && ty(&expr).is_some_and(|t| prints_differently(&t)) => {
+        Expr::Cast(Cast { expr, field })
+            if is_text(field.data_type()) && ty(&expr).is_some_and(|t| prints_differently(&t)) =>
+        {
             Ok(Transformed::yes(as_text(*expr)))
         }
         Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field })
@@ -169,7 +198,67 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         {
             Ok(Transformed::yes(as_uuid(*expr)?))
         }
+        Expr::Cast(Cast { expr, field })
+            if *field.data_type() == DataType::Date32
+                && ty(&expr).is_some_and(|t| matches!(t, DataType::Timestamp(TimeUnit::Microsecond, _))) =>
+        {
+            Ok(Transformed::yes(call(Convert::new("pg_date", DataType::Date32), *expr)))
+        }
         expr => Ok(Transformed::no(expr)),
+    }
+}
+
+/// Between dates and timestamps of microseconds; infinite stays infinite, as in PostgreSQL. The session's time zone is UTC.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Convert {
+    name: &'static str,
+    to: DataType,
+    signature: Signature,
+}
+
+impl Convert {
+    fn new(name: &'static str, to: DataType) -> Self {
+        Self { name, to, signature: Signature::new(TypeSignature::Any(1), Volatility::Immutable) }
+    }
+}
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
+impl ScalarUDFImpl for Convert {
+    fn name(&self) -> &str {
+        self.name
+    }
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+    fn return_type(&self, _types: &[DataType]) -> Result<DataType> {
+        Ok(self.to.clone())
+    }
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        map_array(args, |array| {
+            Ok(match (array.data_type(), &self.to) {
+                (DataType::Date32, DataType::Timestamp(_, zone)) => {
+                    // A finite date that no timestamp can hold is before or after all of them, as an infinite one.
+                    let micros = array.as_primitive::<Date32Type>().unary::<_, TimestampMicrosecondType>(|days| {
+                        let micros = i64::from(days).checked_mul(MICROS_PER_DAY);
+                        micros.unwrap_or(if days > 0 { TIMESTAMP_INFINITY } else { -TIMESTAMP_INFINITY })
+                    });
+                    Arc::new(micros.with_timezone_opt(zone.clone()))
+                }
+                (DataType::Timestamp(TimeUnit::Microsecond, _), DataType::Date32) => {
+                    let days =
+                        array.as_primitive::<TimestampMicrosecondType>().unary::<_, Date32Type>(
+                            |micros| match micros {
+                                TIMESTAMP_INFINITY => DATE_INFINITY,
+                                micros if micros == -TIMESTAMP_INFINITY => -DATE_INFINITY,
+                                micros => i32::try_from(micros.div_euclid(MICROS_PER_DAY)).unwrap_or(DATE_INFINITY),
+                            },
+                        );
+                    Arc::new(days)
+                }
+                (from, to) => return exec_err!("{}: no conversion from {from} to {to}", self.name),
+            })
+        })
     }
 }
 

@@ -217,7 +217,8 @@ pub(crate) fn json_string(value: &str, out: &mut String) {
 fn array_element(value: &str, out: &mut String) {
     let plain = !value.is_empty()
         && !value.eq_ignore_ascii_case("null")
-        && !value.contains(|c: char| matches!(c, '{' | '}' | '"' | '\\' | ',') || c.is_ascii_whitespace() || c == '\x0b');
+        && !value
+            .contains(|c: char| matches!(c, '{' | '}' | '"' | '\\' | ',') || c.is_ascii_whitespace() || c == '\x0b');
     if plain {
         out.push_str(value);
         return;
@@ -263,7 +264,7 @@ pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     let mut after_hyphen = true; // none at the start, none after another
     for c in text.chars() {
         if c == '-' {
-            if after_hyphen || digits % 4 != 0 || digits == 32 {
+            if after_hyphen || !digits.is_multiple_of(4) || digits == 32 {
                 return None;
             }
             after_hyphen = true;
@@ -281,7 +282,13 @@ pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
 /// Shortest digits that read back the same; an exponent where PostgreSQL writes one (`digits`: its type's decimal digits).
 fn float_text(value: f64, scientific: Option<String>, digits: i32, json: bool, out: &mut String) {
     let Some(scientific) = scientific else {
-        let name = if value.is_nan() { "NaN" } else if value > 0.0 { "Infinity" } else { "-Infinity" };
+        let name = if value.is_nan() {
+            "NaN"
+        } else if value > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        };
         if json {
             json_string(name, out);
         } else {

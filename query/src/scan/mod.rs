@@ -70,8 +70,11 @@ impl TableProvider for SnapshotTable {
         let parquet = ParquetSource::new(Arc::clone(&plan.schema))
             .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, footers)))
             .with_enable_page_index(true);
-        let source: Arc<dyn FileSource> =
-            if plan.has_selections { Arc::new(selection::SelectionSource::new(Arc::new(parquet))) } else { Arc::new(parquet) };
+        let source: Arc<dyn FileSource> = if plan.has_selections {
+            Arc::new(selection::SelectionSource::new(Arc::new(parquet)))
+        } else {
+            Arc::new(parquet)
+        };
         let groups = FileGroup::new(plan.files.clone()).split_files(state.config().target_partitions());
         let config = FileScanConfigBuilder::new(url, source)
             .with_file_groups(groups)

@@ -50,7 +50,10 @@ pub struct Plan {
 
 impl std::fmt::Debug for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plan").field("snapshot_id", &self.snapshot_id).field("files", &self.files.len()).finish_non_exhaustive()
+        f.debug_struct("Plan")
+            .field("snapshot_id", &self.snapshot_id)
+            .field("files", &self.files.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -194,7 +197,12 @@ impl Reader<'_> {
         })
     }
 
-    async fn file(&self, schema: &SchemaRef, live: &LiveFile, deleted: Option<&RoaringTreemap>) -> Result<PartitionedFile> {
+    async fn file(
+        &self,
+        schema: &SchemaRef,
+        live: &LiveFile,
+        deleted: Option<&RoaringTreemap>,
+    ) -> Result<PartitionedFile> {
         let file = &live.file;
         if file.file_format() != DataFileFormat::Parquet {
             return Err(Error::refused(format!("data files in {:?} are not supported", file.file_format()))

@@ -99,7 +99,7 @@ pub fn of_table<'a>(schema: &Schema, files: impl Iterator<Item = &'a Statistics>
     let mut rows = 0usize;
     let mut bytes = 0usize;
     // Per column: the bounds over all files while each file has them, and the null count likewise.
-    let mut columns: Vec<Option<(Option<(ScalarValue, ScalarValue)>, Option<usize>)>> = vec![None; schema.fields().len()];
+    let mut columns: Vec<Option<(Option<Bounds>, Option<usize>)>> = vec![None; schema.fields().len()];
     for file in files {
         let file_rows = file.num_rows.get_value().copied().unwrap_or(0);
         rows += file_rows;
@@ -140,7 +140,10 @@ pub fn of_table<'a>(schema: &Schema, files: impl Iterator<Item = &'a Statistics>
     total
 }
 
-fn widest((a, b): ((ScalarValue, ScalarValue), (ScalarValue, ScalarValue))) -> (ScalarValue, ScalarValue) {
+/// Least and greatest value.
+type Bounds = (ScalarValue, ScalarValue);
+
+fn widest((a, b): (Bounds, Bounds)) -> Bounds {
     let min = if b.0 < a.0 { b.0 } else { a.0 };
     let max = if b.1 > a.1 { b.1 } else { a.1 };
     (min, max)

@@ -73,9 +73,10 @@ fn file(rows: usize, bounds: Option<(i64, i64)>, nulls: usize) -> Statistics {
 
 #[test]
 fn counts_of_the_table_are_live_and_its_bounds_estimates_once_rows_are_deleted() {
-    let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, true).with_metadata(
-        [(parquet::arrow::PARQUET_FIELD_ID_META_KEY.to_string(), "1".to_string())].into(),
-    )]));
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("x", DataType::Int64, true)
+            .with_metadata([(parquet::arrow::PARQUET_FIELD_ID_META_KEY.to_string(), "1".to_string())].into()),
+    ]));
     let files = [file(10, Some((3, 9)), 1), file(5, None, 5), file(10, Some((-2, 4)), 0)];
     let exact = statistics::of_table(&schema, files.iter(), 0);
     assert_eq!(exact.num_rows, Precision::Exact(25));
@@ -119,7 +120,9 @@ impl Files {
         let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap();
         let name = format!("{}.parquet", self.files.data.len());
         let path = self.dir.path().join(&name);
-        let properties = parquet::file::properties::WriterProperties::builder().set_max_row_group_row_count(Some(rows_per_group)).build();
+        let properties = parquet::file::properties::WriterProperties::builder()
+            .set_max_row_group_row_count(Some(rows_per_group))
+            .build();
         let out = std::fs::File::create(&path).unwrap();
         let mut writer = parquet::arrow::ArrowWriter::try_new(out, batch.schema(), Some(properties)).unwrap();
         writer.write(&batch).unwrap();
@@ -173,7 +176,8 @@ async fn rows(context: &SessionContext, sql: &str) -> Vec<String> {
     let batches = context.sql(sql).await.unwrap().collect().await.unwrap();
     let mut out = Vec::new();
     for batch in batches {
-        let print: Vec<_> = batch.columns().iter().map(|c| crate::pg::printer(c, crate::pg::Style::Text).unwrap()).collect();
+        let print: Vec<_> =
+            batch.columns().iter().map(|c| crate::pg::printer(c, crate::pg::Style::Text).unwrap()).collect();
         for row in 0..batch.num_rows() {
             let texts: Vec<_> = print
                 .iter()
@@ -232,15 +236,16 @@ async fn trap_40_nan_is_above_every_bound() {
     let fields = || vec![field("f", DataType::Float64, true, 1)];
     for nans in [vec![(1, 1)], vec![]] {
         let mut files = Files::new();
-        let said = Said { bounds: vec![(1, Datum::double(3.0), Datum::double(3.0))], nulls: vec![(1, 0)], nans };
-        files.add(fields(), vec![Arc::new(Float64Array::from(vec![f64::NAN, 3.0]))], 1000, said, &[]);
+        let said = Said { bounds: vec![(1, Datum::double(2.0), Datum::double(3.0))], nulls: vec![(1, 0)], nans };
+        files.add(fields(), vec![Arc::new(Float64Array::from(vec![f64::NAN, 2.0, 3.0]))], 1000, said, &[]);
         let context = files.table(fields(), &[]).await;
         assert_eq!(rows(&context, "select count(*) from t where f > 5").await, ["1"]);
         assert_eq!(rows(&context, "select max(f) from t").await, ["NaN"]);
     }
     // Known to be free of it, floats prune as others do.
     let mut files = Files::new();
-    let said = Said { bounds: vec![(1, Datum::double(2.0), Datum::double(3.0))], nulls: vec![(1, 0)], nans: vec![(1, 0)] };
+    let said =
+        Said { bounds: vec![(1, Datum::double(2.0), Datum::double(3.0))], nulls: vec![(1, 0)], nans: vec![(1, 0)] };
     files.add(fields(), vec![Arc::new(Float64Array::from(vec![2.0, 3.0]))], 1000, said, &[]);
     let context = files.table(fields(), &[]).await;
     let plan = rows(&context, "explain analyze select * from t where f > 5").await.join("\n");
@@ -337,8 +342,14 @@ async fn uuids_compare_and_infinities_print() {
     for (sql, expected) in [
         ("select day from t where id = 'A0EEBC999C0B4EF8BB6D6BB9BD380A11'", "infinity"),
         ("select at from t where 'b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11' = id", "-infinity"),
-        ("select count(*) from t where id in ('b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11')", "2"),
-        ("select count(*) from t where id between 'b0000000-0000-0000-0000-000000000000' and 'bfffffff-0000-0000-0000-000000000000'", "1"),
+        (
+            "select count(*) from t where id in ('b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11')",
+            "2",
+        ),
+        (
+            "select count(*) from t where id between 'b0000000-0000-0000-0000-000000000000' and 'bfffffff-0000-0000-0000-000000000000'",
+            "1",
+        ),
         ("select count(*) from t where id::text like 'a0ee%'", "1"),
         ("select count(*) from t where id = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid", "1"),
         ("select count(*) from t where id = tag", "1"),
@@ -354,4 +365,43 @@ async fn uuids_compare_and_infinities_print() {
     assert_eq!(context.sql("select id::text from t").await.unwrap().schema().field(0).name(), "t.id");
     let error = context.sql("select * from t where id = 'x'").await.unwrap_err().to_string();
     assert!(error.contains("invalid input syntax for type uuid"), "{error}");
+}
+
+#[tokio::test]
+async fn trap_41_infinite_dates_compare() {
+    let fields = || {
+        vec![
+            field("day", DataType::Date32, true, 2),
+            field("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true, 3),
+            field("ts", DataType::Timestamp(TimeUnit::Microsecond, None), true, 4),
+        ]
+    };
+    let mut files = Files::new();
+    files.add(
+        fields(),
+        vec![
+            Arc::new(Date32Array::from(vec![i32::MAX, 0, 1])),
+            Arc::new(TimestampMicrosecondArray::from(vec![0, i64::MAX, 86_400_000_001]).with_timezone("UTC")),
+            Arc::new(TimestampMicrosecondArray::from(vec![0, i64::MAX, -i64::MAX])),
+        ],
+        1000,
+        Said::default(),
+        &[],
+    );
+    let context = files.table(fields(), &[]).await;
+    for (sql, expected) in [
+        ("select count(*) from t where at > now()", "1"),
+        ("select count(*) from t where ts > now()", "1"),
+        ("select count(*) from t where day > now()", "1"),
+        ("select count(*) from t where now() - interval '1 day' < day", "1"),
+        ("select count(*) from t where day > current_date", "1"),
+        ("select count(*) from t where at > now() - interval '1 day'", "1"),
+        ("select count(*) from t where at > timestamp '2020-01-01 00:00:00'", "1"),
+        ("select count(*) from t where at between '2020-01-01' and '2021-01-01'", "0"),
+        ("select count(*) from t where day < at", "2"),
+        ("select count(*) from t where at::date = day", "1"),
+        ("select max(at::date) from t", "infinity"),
+    ] {
+        assert_eq!(rows(&context, sql).await, [expected], "{sql}");
+    }
 }

@@ -207,7 +207,12 @@ impl Snapshots {
 
     pub fn wave_over(&mut self) {
         if let Phase::Reading { since, .. } = &self.phase {
-            tracing::debug!(source = self.source, wave = self.wave, took_ms = since.elapsed().as_millis() as u64, "wave of snapshots over");
+            tracing::debug!(
+                source = self.source,
+                wave = self.wave,
+                took_ms = since.elapsed().as_millis() as u64,
+                "wave of snapshots over"
+            );
         }
         self.rest(REST);
     }

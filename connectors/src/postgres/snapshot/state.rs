@@ -90,13 +90,7 @@ impl Leaf {
 
 impl TableState {
     pub fn new(name: String) -> Self {
-        Self {
-            name,
-            stage: Stage::Reading,
-            leaves: None,
-            incomplete: BTreeMap::new(),
-            unresolved: BTreeSet::new(),
-        }
+        Self { name, stage: Stage::Reading, leaves: None, incomplete: BTreeMap::new(), unresolved: BTreeSet::new() }
     }
 
     /// Ranges that are left to read.
@@ -213,7 +207,10 @@ mod tests {
         let mut table = TableState::new("public.t".into());
         table.look(&BTreeMap::from([(7, Leaf::plan(1, 5000, 5000 * 8192))]));
         let ranges = table.ranges_left(7);
-        assert_eq!(ranges.iter().map(|r| (r.from, r.to)).collect::<Vec<_>>(), [(0, Some(2048)), (2048, Some(4096)), (4096, None)]);
+        assert_eq!(
+            ranges.iter().map(|r| (r.from, r.to)).collect::<Vec<_>>(),
+            [(0, Some(2048)), (2048, Some(4096)), (4096, None)]
+        );
         table.range_done(&ranges[1]);
         assert_eq!(table.ranges_left(7).len(), 2);
         assert!(!table.is_read());

@@ -14,7 +14,8 @@ impl Visibility {
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = || Error::human("the server's snapshot is not understood").with("snapshot", text);
         let mut parts = text.split(':');
-        let (Some(xmin), Some(xmax), Some(list), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(xmin), Some(xmax), Some(list), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(wrong());
         };
         let mut in_progress = Vec::new();
@@ -22,11 +23,7 @@ impl Visibility {
             in_progress.push(xid.parse().map_err(|_| wrong())?);
         }
         in_progress.sort_unstable();
-        Ok(Self {
-            xmin: xmin.parse().map_err(|_| wrong())?,
-            xmax: xmax.parse().map_err(|_| wrong())?,
-            in_progress,
-        })
+        Ok(Self { xmin: xmin.parse().map_err(|_| wrong())?, xmax: xmax.parse().map_err(|_| wrong())?, in_progress })
     }
 
     /// Whether the snapshot sees this committed transaction. Its 32-bit id, as pgoutput sends it, is taken as the one nearest

@@ -62,9 +62,19 @@ pub struct Exported {
 
 /// What a wave's connections report.
 pub enum Read {
-    Range { range: Range, batches: Vec<ChangeBatch>, rows: u64 },
+    Range {
+        range: Range,
+        batches: Vec<ChangeBatch>,
+        rows: u64,
+    },
     /// Rows of these keys as of the snapshot; those in `missing` are not there.
-    Completed { table: u32, keys: Vec<Key>, missing: Vec<Key>, batches: Vec<ChangeBatch>, rows: u64 },
+    Completed {
+        table: u32,
+        keys: Vec<Key>,
+        missing: Vec<Key>,
+        batches: Vec<ChangeBatch>,
+        rows: u64,
+    },
 }
 
 /// Takes the locks. None: somebody holds a lock against ours (DDL), try later.
@@ -72,7 +82,10 @@ pub async fn lock(url: Secret, wanted: BTreeMap<u32, Wanted>) -> Result<Option<L
     let (locks, snapshots) = (connect(&url, "snapshot").await?, connect(&url, "snapshot").await?);
     let mut names = BTreeMap::new();
     let mut by_table = BTreeMap::new();
-    locks.batch_execute("BEGIN; SET LOCAL lock_timeout = '500ms'").await.map_err(|e| sql_error("beginning a wave", e))?;
+    locks
+        .batch_execute("BEGIN; SET LOCAL lock_timeout = '500ms'")
+        .await
+        .map_err(|e| sql_error("beginning a wave", e))?;
     for (oid, table) in &wanted {
         let mut to_lock = vec![table.table.qualified()];
         for leaf in catalog::leaves(&locks, *oid).await? {
@@ -84,7 +97,9 @@ pub async fn lock(url: Secret, wanted: BTreeMap<u32, Wanted>) -> Result<Option<L
         match locks.batch_execute(&sql).await {
             Ok(()) => {}
             Err(error) if is_refused(&error) => return Ok(None),
-            Err(error) => return Err(sql_error("locking tables for a wave", error).with("table", &table.shape.schema().table)),
+            Err(error) => {
+                return Err(sql_error("locking tables for a wave", error).with("table", &table.shape.schema().table));
+            }
         }
         // Under the lock nothing changes any more; before it something may have.
         if catalog::read_table(&locks, *oid).await?.as_ref() != Some(&table.table) {
@@ -127,7 +142,10 @@ fn is_refused(error: &tokio_postgres::Error) -> bool {
 
 impl Locked {
     /// Takes one snapshot and gives it back if it does not see all of `published`. The caller publishes nothing meanwhile.
-    pub async fn try_export(&self, published: impl Iterator<Item = u32>) -> Result<Option<(String, Visibility, RowMeta)>> {
+    pub async fn try_export(
+        &self,
+        published: impl Iterator<Item = u32>,
+    ) -> Result<Option<(String, Visibility, RowMeta)>> {
         let failed = |e| sql_error("taking a snapshot", e);
         self.snapshots.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(failed)?;
         let row = self

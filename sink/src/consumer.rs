@@ -1,0 +1,517 @@
+//! One worker per source, in lockstep with its checkpoints.
+//!
+//! `Log::checkpoints, Log::records -> decoders -> SinkTable (pending) -> at a cut: all tables commit -> checkpoint row`
+//!
+//! A worker that fails is made anew from what the lake holds: nothing else is remembered. Each table is read from its own
+//! offsets, so what it has already is not read again.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use lakeward_event::codec::json::JsonDecoder;
+use lakeward_event::codec::{Decoder, RecordRef};
+use lakeward_event::{Checkpoint, Ends, TableId, TableSchema, names};
+use lakeward_lake::system::{CheckpointTable, DeadLetter};
+use lakeward_log::{CheckpointReader, Log, RecordReader, RecordVisitor};
+use lakeward_runtime::config::{Codec, Config, DocumentRule, SourceConfig};
+use lakeward_runtime::{Error, Result};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::commit::{Committed, committed_of, raise};
+use crate::cut::{Cutter, NoRow, RowState, TableAt, row};
+use crate::dead_letter::{self, Places};
+use crate::table::{Pending, Shared, SinkTable, full_name, ident, source_of};
+use crate::{Until, checkpoints};
+
+/// Checkpoints looked ahead: enough to see how far behind the worker is.
+const LOOK_AHEAD: usize = 4_096;
+/// Records read in one go while checkpoints are many and small.
+const RECORDS_PER_READ: i64 = 65_536;
+/// Tables that commit at the same time: commits mostly wait for storage.
+const COMMITS_AT_ONCE: usize = 8;
+
+/// What all workers of a sink share.
+pub struct Sink {
+    pub config: Config,
+    pub shared: Arc<Shared>,
+    pub log: Arc<dyn Log>,
+    pub codec: Codec,
+    pub rows: CheckpointTable,
+    /// On topic names; None: all tables.
+    pub tables: Option<globset::GlobMatcher>,
+    pub until: Until,
+}
+
+/// The schemas of a source's log, read again when a version is unknown.
+struct Schemas {
+    log: Arc<dyn Log>,
+    source: String,
+    known: RwLock<HashMap<(String, u32), Arc<TableSchema>>>,
+}
+
+impl Schemas {
+    async fn refresh(&self) -> Result<()> {
+        let all = self.log.schemas(&self.source).await?;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.extend(all.into_iter().map(|s| ((names::topic(&s.table), s.version), s)));
+        Ok(())
+    }
+
+    fn get(&self, topic: &str, version: u32) -> Option<Arc<TableSchema>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(topic.to_owned(), version)).cloned()
+    }
+
+    fn table(&self, topic: &str) -> Option<TableId> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|((t, _), _)| t == topic).map(|(_, schema)| schema.table.clone())
+    }
+}
+
+/// Decodes records as they are read.
+struct Visitor {
+    source: String,
+    schemas: Arc<Schemas>,
+    handle: Handle,
+    topics: HashMap<String, TopicDecoder>,
+    letters: Vec<(String, DeadLetter)>,
+    /// A failure that is no record's fault.
+    failure: Arc<Mutex<Option<Error>>>,
+}
+
+struct TopicDecoder {
+    decoder: Box<dyn Decoder>,
+    places: Places,
+    table: String,
+}
+
+impl Visitor {
+    /// Starts to decode a topic.
+    fn open(&mut self, topic: &str, table: &str, codec: Codec) -> Result<()> {
+        if self.topics.contains_key(topic) {
+            return Ok(());
+        }
+        let (schemas, handle, failure) = (self.schemas.clone(), self.handle.clone(), self.failure.clone());
+        let missing = Mutex::new(HashSet::new());
+        let name = topic.to_owned();
+        let find = move |version: u32| {
+            if let Some(schema) = schemas.get(&name, version) {
+                return Some(schema);
+            }
+            // A version that is not there after one look stays unknown: its records are dead letters.
+            if missing.lock().unwrap_or_else(PoisonError::into_inner).insert(version)
+                && let Err(error) = handle.block_on(schemas.refresh())
+            {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+            schemas.get(&name, version)
+        };
+        let decoder: Box<dyn Decoder> = match codec {
+            Codec::Json => Box::new(JsonDecoder::new(Arc::new(find))),
+            Codec::Avro | Codec::Arrow => {
+                return Err(Error::configuration("log.codec: only \"json\" can be read yet"));
+            }
+        };
+        self.topics.insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
+        Ok(())
+    }
+
+    fn take(&mut self, record: &RecordRef<'_>) {
+        let Some(topic) = self.topics.get_mut(record.topic) else { return };
+        let first = topic.decoder.rows();
+        match topic.decoder.push(record) {
+            Ok(()) => {
+                if topic.decoder.rows() > first {
+                    topic.places.push(first as u32, record.partition, record.offset);
+                }
+            }
+            Err(error) => {
+                let letter = dead_letter::of_record(&self.source, &topic.table, record, &error);
+                self.letters.push((record.topic.to_owned(), letter));
+            }
+        }
+    }
+}
+
+impl RecordVisitor for Visitor {
+    fn record(&mut self, record: &RecordRef<'_>) -> ControlFlow<()> {
+        self.take(record);
+        ControlFlow::Continue(())
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+        self
+    }
+}
+
+/// A source's worker, from one start to its end.
+pub struct Worker {
+    sink: Arc<Sink>,
+    source: SourceConfig,
+    schemas: Arc<Schemas>,
+    /// By topic.
+    tables: BTreeMap<String, SinkTable>,
+    /// Tables of the source that other sinks write, by topic.
+    others: BTreeMap<String, TableId>,
+    checkpoints: Box<dyn CheckpointReader>,
+    records: Box<dyn RecordReader>,
+    /// None while records are read.
+    visitor: Option<Box<Visitor>>,
+    assigned: HashSet<(String, i32)>,
+    /// End offsets that checkpoints have told since the start: of topics touched since the last row.
+    ends: Ends,
+    /// Up to where each partition is read, or held by its table.
+    read: Ends,
+    /// The last checkpoint whose records are read.
+    last: Option<Checkpoint>,
+    queue: VecDeque<Checkpoint>,
+    cutter: Cutter,
+    state: RowState,
+    /// Bytes of pending changes that make tables commit before the next cut.
+    budget: usize,
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl Worker {
+    /// Loads what the lake has of the source, and starts reading there.
+    pub async fn open(sink: Arc<Sink>, source: SourceConfig) -> Result<Self> {
+        let (state, watermark) = checkpoints::state(&sink.rows, &source.name).await?;
+        let schemas =
+            Arc::new(Schemas { log: sink.log.clone(), source: source.name.clone(), known: RwLock::default() });
+        schemas.refresh().await?;
+        let config = &sink.config;
+        let cutter = Cutter::new(micros(config.checkpoint_interval), micros(config.sink.commit_interval), watermark);
+        let sources = config.sources.len().max(1) as u64;
+        let mut worker = Self {
+            checkpoints: sink.log.checkpoints(&source.name, state.checkpoint).await?,
+            records: sink.log.records(&source.name).await?,
+            visitor: Some(Box::new(Visitor {
+                source: source.name.clone(),
+                schemas: schemas.clone(),
+                handle: Handle::current(),
+                topics: HashMap::new(),
+                letters: Vec::new(),
+                failure: Arc::default(),
+            })),
+            schemas,
+            tables: BTreeMap::new(),
+            others: BTreeMap::new(),
+            assigned: HashSet::new(),
+            ends: Ends::new(),
+            read: Ends::new(),
+            last: None,
+            queue: VecDeque::new(),
+            cutter,
+            state,
+            // A commit holds the changes, the index of them, the gathered columns and Parquet's buffers.
+            budget: usize::try_from(config.sink.memory / sources / 4).unwrap_or(usize::MAX),
+            sink: sink.clone(),
+            source,
+        };
+        worker.load_tables().await?;
+        Ok(worker)
+    }
+
+    /// Finds the tables of the source that the lake has.
+    async fn load_tables(&mut self) -> Result<()> {
+        let (own, prefix) = (self.source.name.clone(), format!("{}__", self.source.name));
+        for ident in self.sink.shared.lake.tables().await? {
+            let namespace = ident.namespace().join(".");
+            if namespace != own && !namespace.starts_with(&prefix) {
+                continue;
+            }
+            let Some(table) = self.sink.shared.lake.load(&ident).await? else { continue };
+            if let Some(id) = source_of(&table).filter(|id| id.source == self.source.name) {
+                self.add_table(id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_table(&mut self, id: TableId) -> Result<()> {
+        let topic = names::topic(&id);
+        if self.sink.tables.as_ref().is_some_and(|glob| !glob.is_match(&topic)) {
+            self.others.insert(topic, id);
+            return Ok(());
+        }
+        let rule = table_rule(&self.sink.config, &topic);
+        let table = SinkTable::open(self.sink.shared.clone(), id, &self.source.default_schema, rule).await?;
+        if let Some(offsets) = table.committed().offsets.get(&topic) {
+            raise(self.read.entry(topic.clone()).or_default(), offsets.iter().map(|(p, o)| (*p, *o)));
+        }
+        self.tables.insert(topic, table);
+        Ok(())
+    }
+
+    /// Reads and commits until `shutdown`, or until the checkpoint asked for has its row.
+    pub async fn run(&mut self, shutdown: &CancellationToken) -> Result<()> {
+        let mut until = self.sink.until.clone();
+        loop {
+            if let Some(target) = self.target() {
+                if self.state.checkpoint.is_some_and(|newest| newest >= target) {
+                    return Ok(());
+                }
+                // The target can be told after its checkpoint was read, and nothing need follow it.
+                if let Some(last) = self.last.clone().filter(|last| last.id >= target && last.draft.cut && self.queue.is_empty())
+                {
+                    self.cut(&last).await?;
+                    if self.state.checkpoint.is_some_and(|newest| newest >= target) {
+                        return Ok(());
+                    }
+                }
+            }
+            if self.queue.is_empty() {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return Ok(()),
+                    checkpoint = self.checkpoints.next() => self.queue.push_back(checkpoint?),
+                    () = changed(&mut until) => continue,
+                }
+            }
+            while self.queue.len() < LOOK_AHEAD {
+                match self.checkpoints.try_next().await? {
+                    Some(checkpoint) => self.queue.push_back(checkpoint),
+                    None => break,
+                }
+            }
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+            self.step().await?;
+        }
+    }
+
+    /// The checkpoint that the source is to reach.
+    fn target(&self) -> Option<i64> {
+        self.sink.until.as_ref().and_then(|until| until.borrow().get(&self.source.name).copied())
+    }
+
+    /// Reads up to the next commit point, or as far as one read goes, and commits what is due.
+    async fn step(&mut self) -> Result<()> {
+        let newest = self.queue.back().map_or(0, |c| c.draft.watermark);
+        let target = self.target();
+        let mut touched = Ends::new();
+        let mut records = 0;
+        let mut point = false;
+        let mut last: Option<Checkpoint> = None;
+        while let Some(checkpoint) = self.queue.pop_front() {
+            for (topic, partitions) in &checkpoint.ends {
+                let (read, known) = (self.read.get(topic), self.ends.entry(topic.clone()).or_default());
+                let of_topic = touched.entry(topic.clone()).or_default();
+                for (partition, end) in partitions {
+                    let from = of_topic.get(partition).or_else(|| read?.get(partition)).copied().unwrap_or(0);
+                    records += (end - from).max(0);
+                    raise(of_topic, [(*partition, *end)].into_iter());
+                    raise(known, [(*partition, *end)].into_iter());
+                }
+            }
+            let stride = self.cutter.stride(checkpoint.draft.watermark, newest);
+            point = self.cutter.is_commit_point(&checkpoint, stride, target == Some(checkpoint.id));
+            last = Some(checkpoint);
+            if point || records >= RECORDS_PER_READ {
+                break;
+            }
+        }
+        let Some(last) = last else { return Ok(()) };
+        self.read_to(touched).await?;
+        self.last = Some(last.clone());
+        if point {
+            return self.cut(&last).await;
+        }
+        if self.tables.values().map(SinkTable::bytes).sum::<usize>() > self.budget {
+            tracing::debug!(source = %self.source.name, checkpoint = last.id, "committing before the cut, to bound memory");
+            self.commit_tables(&last).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads every table's records up to these ends.
+    async fn read_to(&mut self, touched: Ends) -> Result<()> {
+        for topic in touched.keys() {
+            if !self.tables.contains_key(topic) && !self.others.contains_key(topic) {
+                if self.schemas.table(topic).is_none() {
+                    self.schemas.refresh().await?;
+                }
+                let id = self.schemas.table(topic).ok_or_else(|| {
+                    Error::human("a topic has records and no schema").with("topic", topic).with("source", &self.source.name)
+                })?;
+                self.add_table(id).await?;
+            }
+        }
+        let mut ends = Ends::new();
+        for (topic, partitions) in touched {
+            if !self.tables.contains_key(&topic) {
+                continue;
+            }
+            let read = self.read.entry(topic.clone()).or_default();
+            for (partition, end) in partitions {
+                let from = read.get(&partition).copied().unwrap_or(0);
+                if end <= from {
+                    continue;
+                }
+                if self.assigned.insert((topic.clone(), partition)) {
+                    self.records.assign(&topic, partition, from).await?;
+                }
+                ends.entry(topic.clone()).or_default().insert(partition, end);
+            }
+        }
+        if ends.is_empty() {
+            return Ok(());
+        }
+        let mut visitor =
+            self.visitor.take().ok_or_else(|| Error::bug("records are being read already").with("source", &self.source.name))?;
+        for topic in ends.keys() {
+            if let Some(table) = self.tables.get(topic) {
+                visitor.open(topic, &table.name(), self.sink.codec)?;
+            }
+        }
+        let back = self.records.read_to(&ends, visitor).await?;
+        let mut visitor =
+            back.into_any().downcast::<Visitor>().map_err(|_| Error::bug("the log gave back another visitor"))?;
+        if let Some(error) = visitor.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
+        for (topic, letter) in visitor.letters.drain(..) {
+            if let Some(table) = self.tables.get_mut(&topic) {
+                table.push_letter(letter);
+            }
+        }
+        for (topic, decoder) in &mut visitor.topics {
+            let Some(table) = self.tables.get_mut(topic) else { continue };
+            if decoder.decoder.rows() == 0 {
+                continue;
+            }
+            let batches = decoder.decoder.flush().map_err(|e| Error::bug("decoded rows").with("topic", topic).source(e))?;
+            for batch in batches {
+                let places = decoder.places.split_front(batch.num_rows() as u32);
+                table.push(Pending { batch, places });
+            }
+            decoder.places = Places::default();
+        }
+        self.visitor = Some(visitor);
+        for (topic, partitions) in ends {
+            raise(self.read.entry(topic).or_default(), partitions.into_iter());
+        }
+        Ok(())
+    }
+
+    /// Commits every table that has something pending.
+    async fn commit_tables(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let read = &self.read;
+        let dirty = self.tables.values_mut().filter(|t| t.is_dirty());
+        let commits: Vec<_> = dirty.map(|table| commit_table(table, checkpoint, read).boxed()).collect();
+        let mut running = futures::stream::iter(commits).buffer_unordered(COMMITS_AT_ONCE);
+        let mut failed: Result<()> = Ok(());
+        // Every commit is let run to its end: one that is dropped half-way is an outcome nobody knows.
+        while let Some(done) = running.next().await {
+            if failed.is_ok() {
+                failed = done;
+            }
+        }
+        failed
+    }
+
+    /// Commits all tables exactly here, and writes the cut's row.
+    async fn cut(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.commit_tables(checkpoint).await?;
+        self.cutter.made(checkpoint);
+        let Some(tables) = self.tables_now().await? else { return Ok(()) };
+        let ends: BTreeMap<String, BTreeMap<i32, i64>> = self
+            .tables
+            .values()
+            .map(|t| (t.topic().to_owned(), t.name()))
+            .chain(self.others.iter().map(|(topic, id)| (topic.clone(), full_name(&ident(id, &self.source.default_schema)))))
+            .filter_map(|(topic, name)| Some((name, self.ends.get(&topic)?.clone())))
+            .collect();
+        match row(checkpoint.id, &tables, &ends, &checkpoint.draft.converging, &self.state) {
+            Ok(tables) => {
+                if checkpoints::append(&self.sink.rows, &self.source.name, checkpoint, &tables).await? {
+                    self.state.advance(checkpoint.id, &tables);
+                } else {
+                    self.state = checkpoints::state(&self.sink.rows, &self.source.name).await?.0;
+                }
+                let lag = (dead_letter::now() - checkpoint.draft.watermark) as f64 / 1e6;
+                metrics::gauge!("lakeward_sink_lag_seconds", "source" => self.source.name.clone()).set(lag);
+                tracing::info!(
+                    source = %self.source.name, checkpoint = checkpoint.id, position = %checkpoint.draft.position,
+                    tables = tables.tables.len(), lag_seconds = lag, "cut"
+                );
+            }
+            Err(NoRow::Older) => {}
+            Err(NoRow::Passed(table)) => {
+                tracing::info!(source = %self.source.name, checkpoint = checkpoint.id, table, "no row: the table is past this cut");
+            }
+            Err(NoRow::NotYet(table)) => {
+                tracing::debug!(source = %self.source.name, checkpoint = checkpoint.id, table, "no row yet: another sink is behind");
+            }
+        }
+        Ok(())
+    }
+
+    /// Where all tables of the source are. None: a table that another sink writes is not there yet.
+    async fn tables_now(&mut self) -> Result<Option<Vec<TableAt>>> {
+        let at = |topic: &str, id: &TableId, table: &lakeward_lake::Table, committed: &Committed| -> Option<TableAt> {
+            Some(TableAt {
+                name: full_name(table.ident()),
+                source_name: id.to_string(),
+                snapshot: table.snapshot()?.snapshot_id(),
+                checkpoint: committed.checkpoint.unwrap_or(i64::MIN),
+                offsets: committed.offsets.get(topic).cloned().unwrap_or_default(),
+            })
+        };
+        let mut all: Vec<TableAt> = self
+            .tables
+            .iter()
+            .filter_map(|(topic, table)| at(topic, table.id(), table.table()?, table.committed()))
+            .collect();
+        for (topic, id) in &self.others {
+            let found = self.sink.shared.lake.load(&ident(id, &self.source.default_schema)).await?;
+            let known = match &found {
+                Some(table) => at(topic, id, table, &committed_of(table)?),
+                None => None,
+            };
+            match known {
+                Some(table) => all.push(table),
+                None if self.ends.contains_key(topic) => return Ok(None),
+                None => {}
+            }
+        }
+        Ok(Some(all))
+    }
+}
+
+async fn commit_table(table: &mut SinkTable, checkpoint: &Checkpoint, read: &Ends) -> Result<()> {
+    table.commit(checkpoint, read).await?;
+    lakeward_runtime::crash_point!("sink.commit.between_tables");
+    Ok(())
+}
+
+/// Waits until a target is told; for ever where there is none.
+async fn changed(until: &mut Until) {
+    let told = match until {
+        Some(until) => until.changed().await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The document rule of a table: by its topic's name, or else by the first glob that matches.
+fn table_rule(config: &Config, topic: &str) -> Option<DocumentRule> {
+    let exact = config.tables.get(topic);
+    let by_glob = || {
+        config
+            .tables
+            .iter()
+            .find(|(glob, _)| globset::Glob::new(glob).is_ok_and(|glob| glob.compile_matcher().is_match(topic)))
+            .map(|(_, table)| table)
+    };
+    exact.or_else(by_glob).and_then(|table| table.document)
+}
