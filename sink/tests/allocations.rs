@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{Array, ArrayRef, Date32Array, Decimal128Array, Int32Array, Int64Array, StringArray, StructArray};
+use arrow::array::{ArrayRef, Date32Array, Decimal128Array, Int32Array, Int64Array, StringArray, StructArray};
 use async_trait::async_trait;
 use lakeward_event::batch::MetaRow;
 use lakeward_event::codec::json::JsonEncoder;
