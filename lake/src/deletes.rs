@@ -49,12 +49,14 @@ pub async fn position_deletes(
         .with("file", other.file.file_path()));
     }
     let data: HashMap<&str, &LiveFile> = files.data.iter().map(|f| (f.file.file_path(), f)).collect();
-    let wanted = files.deletes.iter().filter(|f| {
-        let target = f.file.referenced_data_file();
-        target.is_none_or(|path| data.contains_key(path.as_str()))
-    });
-    let read: Vec<(&LiveFile, Arc<Positions>)> = futures::stream::iter(wanted)
-        .map(|delete| async move { Ok::<_, Error>((delete, positions(lake.storage(), &delete.file).await?)) })
+    // Owned throughout: a stream of borrowed futures cannot be proved `Send`.
+    let mut wanted = Vec::new();
+    for delete in &files.deletes {
+        if delete.file.referenced_data_file().is_none_or(|path| data.contains_key(path.as_str())) {
+            wanted.push(read_delete(lake.storage().clone(), delete.clone()));
+        }
+    }
+    let read: Vec<(LiveFile, Arc<Positions>)> = futures::stream::iter(wanted)
         .buffered(READS)
         .try_collect()
         .await
@@ -77,6 +79,11 @@ pub async fn position_deletes(
         }
     }
     Ok(Arc::new(deleted))
+}
+
+async fn read_delete(storage: Storage, delete: LiveFile) -> Result<(LiveFile, Arc<Positions>)> {
+    let positions = positions(&storage, &delete.file).await?;
+    Ok((delete, positions))
 }
 
 async fn positions(storage: &Storage, file: &DataFile) -> Result<Arc<Positions>> {

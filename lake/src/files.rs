@@ -99,17 +99,21 @@ pub(crate) fn has_live(manifest: &ManifestFile) -> bool {
     manifest.has_added_files() || manifest.has_existing_files()
 }
 
+async fn read_manifest(storage: Storage, manifest: ManifestFile) -> Result<(i32, Arc<Vec<Entry>>)> {
+    let entries = entries(&storage, &manifest).await?;
+    Ok((manifest.partition_spec_id, entries))
+}
+
 pub(crate) async fn read(
     storage: &Storage,
     metadata: &TableMetadata,
     snapshot: &SnapshotRef,
 ) -> Result<Arc<SnapshotFiles>> {
     let list = manifest_list(storage, metadata, snapshot).await?;
-    let manifests: Vec<_> = futures::stream::iter(list.iter().filter(|m| has_live(m)))
-        .map(|manifest| async move { Ok::<_, Error>((manifest.partition_spec_id, entries(storage, manifest).await?)) })
-        .buffered(READS)
-        .try_collect()
-        .await?;
+    // Owned throughout: a stream of borrowed futures cannot be proved `Send`.
+    let reads: Vec<_> =
+        list.iter().filter(|m| has_live(m)).map(|manifest| read_manifest(storage.clone(), manifest.clone())).collect();
+    let manifests: Vec<_> = futures::stream::iter(reads).buffered(READS).try_collect().await?;
     let mut files = SnapshotFiles::default();
     for (spec_id, entries) in manifests {
         for entry in entries.iter() {

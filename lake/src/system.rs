@@ -17,6 +17,7 @@ use iceberg::spec::{Operation, Schema};
 use iceberg::{NamespaceIdent, TableIdent};
 use lakeward_runtime::{Action, Error, Result};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use roaring::RoaringTreemap;
 
 use crate::cache::Cache;
 use crate::commit::{Commit, SnapshotChange, TableChange};
@@ -153,29 +154,38 @@ impl CheckpointTable {
         let Some(snapshot) = table.snapshot() else { return Ok(Vec::new()) };
         let files = table.files(snapshot.snapshot_id()).await?;
         let deleted = position_deletes(&self.lake, table, &files).await?;
-        futures::stream::iter(files.data.iter())
-            .map(|live| async {
-                let path = live.file.file_path();
-                let rows = match ROWS.get(path) {
-                    Some(rows) => rows,
-                    None => {
-                        let mut rows = Vec::new();
-                        for batch in read_batches(&self.lake, path).await? {
-                            rows.extend(columns::decode_checkpoints(&batch).map_err(|e| e.with("file", path))?);
-                        }
-                        let rows = Arc::new(rows);
-                        ROWS.insert(path.to_owned(), rows.clone(), weight(&rows));
-                        rows
-                    }
-                };
-                let gone = deleted.get(path);
-                let alive = rows.iter().enumerate().filter(|(i, _)| !gone.is_some_and(|gone| gone.contains(*i as u64)));
-                Ok((live.clone(), alive.map(|(_, row)| row.clone()).collect()))
-            })
-            .buffered(READS)
-            .try_collect()
-            .await
+        // Owned throughout: a stream of borrowed futures cannot be proved `Send`.
+        let live: Vec<_> = files
+            .data
+            .iter()
+            .map(|live| read_live(self.lake.clone(), live.clone(), deleted.get(live.file.file_path()).cloned()))
+            .collect();
+        futures::stream::iter(live).buffered(READS).try_collect().await
     }
+}
+
+/// A checkpoint file with its live rows.
+async fn read_live(
+    lake: Lake,
+    live: LiveFile,
+    gone: Option<Arc<RoaringTreemap>>,
+) -> Result<(LiveFile, Vec<CheckpointRow>)> {
+    let path = live.file.file_path();
+    let rows = match ROWS.get(path) {
+        Some(rows) => rows,
+        None => {
+            let mut rows = Vec::new();
+            for batch in read_batches(&lake, path).await? {
+                rows.extend(columns::decode_checkpoints(&batch).map_err(|e| e.with("file", path))?);
+            }
+            let rows = Arc::new(rows);
+            ROWS.insert(path.to_owned(), rows.clone(), weight(&rows));
+            rows
+        }
+    };
+    let alive = rows.iter().enumerate().filter(|(i, _)| !gone.as_ref().is_some_and(|gone| gone.contains(*i as u64)));
+    let alive = alive.map(|(_, row)| row.clone()).collect();
+    Ok((live, alive))
 }
 
 fn weight(rows: &[CheckpointRow]) -> u64 {

@@ -163,8 +163,9 @@ impl Source {
     /// Every change in the log, by sequence.
     pub async fn changes(&self) -> Vec<Change> {
         let source = &self.config.name;
-        let schemas = self.log.schemas(source).await.unwrap();
         let topics: BTreeMap<String, BTreeMap<i32, (i64, i64)>> = self.log.bounds(source).await.unwrap();
+        // After the bounds: a record's schema is never later than the record.
+        let schemas = self.log.schemas(source).await.unwrap();
         let mut all = Vec::new();
         for (topic, partitions) in topics.iter().filter(|(t, _)| !t.contains(".__")) {
             for (partition, (start, end)) in partitions {

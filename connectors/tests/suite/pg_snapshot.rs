@@ -72,8 +72,15 @@ async fn hang_commits(server: &TestServer, hang: bool) {
     // The checkpointer tells the others; a new connection may be ahead of it.
     until("the setting is in force", async || {
         let admin = crate::harness::client(&server.url).await;
-        let probe = admin.batch_execute("SELECT pg_current_xact_id()");
-        hang == tokio::time::timeout(Duration::from_millis(100), probe).await.is_err()
+        let probe = admin.batch_execute("SELECT pg_logical_emit_message(true, 'probe', 'written')");
+        tokio::pin!(probe);
+        let hangs = tokio::time::timeout(Duration::from_millis(100), &mut probe).await.is_err();
+        if hangs {
+            // Ends its wait: a transaction that goes on hanging would be one more to wait for.
+            admin.cancel_token().cancel_query(tokio_postgres::NoTls).await.unwrap();
+            let _ = probe.await;
+        }
+        hang == hangs
     })
     .await;
 }

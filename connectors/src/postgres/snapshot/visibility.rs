@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn ids_are_widened_across_a_wrap() {
         // The counter has just wrapped: epoch 3, 5 transactions into it.
-        let xmax = (3 << 32) + 5;
+        let xmax = (3u64 << 32) + 5;
         let snapshot = Visibility::parse(&format!("{}:{xmax}:{}", xmax - 1, xmax - 1)).unwrap();
         assert!(snapshot.sees(u32::MAX - 10));
         assert!(snapshot.sees(3) && !snapshot.sees(4) && !snapshot.sees(5) && !snapshot.sees(6));
