@@ -7,4 +7,7 @@
 //!
 //! The command line parses arguments and prints what these return.
 
+pub mod check;
+mod clients;
+pub mod status;
 pub mod verify;

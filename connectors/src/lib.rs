@@ -2,10 +2,14 @@
 //!
 //! # Layout
 //! - [`postgres`]: PostgreSQL, by logical replication and COPY
+//! - [`mongodb`]: MongoDB, by change stream and ranges of `_id`
+//! - [`grid`]: the ticks that all sources share
 //! - [`publisher`]: what every connector hands its changes to
 //! - [`status`]: what running connectors tell of themselves
 //! - this file: one source's connector, kept running
 
+pub mod grid;
+pub mod mongodb;
 pub mod postgres;
 pub mod publisher;
 pub mod status;
@@ -67,7 +71,7 @@ pub async fn run(
         let published = checkpoint_of(&context, &source.name);
         let outcome = match source.kind {
             SourceKind::Postgres => postgres::run(&source, &context, &shutdown).await,
-            SourceKind::Mongodb => Err(Error::configuration("MongoDB sources have a connector of their own")),
+            SourceKind::Mongodb => mongodb::run(&source, &context, &shutdown).await,
             // Somebody else's connector writes these topics.
             SourceKind::Debezium => return Ok(None),
         };
@@ -100,7 +104,8 @@ fn checkpoint_of(context: &ConnectorContext, source: &str) -> Option<i64> {
 pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
     match source.kind {
         SourceKind::Postgres => postgres::problems(source).await,
-        SourceKind::Mongodb | SourceKind::Debezium => Vec::new(),
+        SourceKind::Mongodb => mongodb::problems(source).await,
+        SourceKind::Debezium => Vec::new(),
     }
 }
 

@@ -124,11 +124,6 @@ pub fn is_ancestor(table: &Table, ancestor: i64) -> bool {
     false
 }
 
-/// Offsets of one topic.
-pub fn offsets_of<'a>(ends: &'a Ends, topic: &str) -> impl Iterator<Item = (i32, i64)> + use<'a> {
-    ends.get(topic).into_iter().flatten().map(|(partition, end)| (*partition, *end))
-}
-
 /// Raises `ends` to `newer` where that is further.
 pub fn raise(ends: &mut BTreeMap<i32, i64>, newer: impl Iterator<Item = (i32, i64)>) {
     for (partition, end) in newer {

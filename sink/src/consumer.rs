@@ -10,7 +10,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
+use futures::future::BoxFuture;
 use lakeward_event::codec::json::JsonDecoder;
 use lakeward_event::codec::{Decoder, RecordRef};
 use lakeward_event::{Checkpoint, Ends, TableId, TableSchema, names};
@@ -116,7 +117,8 @@ impl Visitor {
                 return Err(Error::configuration("log.codec: only \"json\" can be read yet"));
             }
         };
-        self.topics.insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
+        self.topics
+            .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
         Ok(())
     }
 
@@ -258,7 +260,8 @@ impl Worker {
                     return Ok(());
                 }
                 // The target can be told after its checkpoint was read, and nothing need follow it.
-                if let Some(last) = self.last.clone().filter(|last| last.id >= target && last.draft.cut && self.queue.is_empty())
+                if let Some(last) =
+                    self.last.clone().filter(|last| last.id >= target && last.draft.cut && self.queue.is_empty())
                 {
                     self.cut(&last).await?;
                     if self.state.checkpoint.is_some_and(|newest| newest >= target) {
@@ -339,7 +342,9 @@ impl Worker {
                     self.schemas.refresh().await?;
                 }
                 let id = self.schemas.table(topic).ok_or_else(|| {
-                    Error::human("a topic has records and no schema").with("topic", topic).with("source", &self.source.name)
+                    Error::human("a topic has records and no schema")
+                        .with("topic", topic)
+                        .with("source", &self.source.name)
                 })?;
                 self.add_table(id).await?;
             }
@@ -364,8 +369,10 @@ impl Worker {
         if ends.is_empty() {
             return Ok(());
         }
-        let mut visitor =
-            self.visitor.take().ok_or_else(|| Error::bug("records are being read already").with("source", &self.source.name))?;
+        let mut visitor = self
+            .visitor
+            .take()
+            .ok_or_else(|| Error::bug("records are being read already").with("source", &self.source.name))?;
         for topic in ends.keys() {
             if let Some(table) = self.tables.get(topic) {
                 visitor.open(topic, &table.name(), self.sink.codec)?;
@@ -387,7 +394,8 @@ impl Worker {
             if decoder.decoder.rows() == 0 {
                 continue;
             }
-            let batches = decoder.decoder.flush().map_err(|e| Error::bug("decoded rows").with("topic", topic).source(e))?;
+            let batches =
+                decoder.decoder.flush().map_err(|e| Error::bug("decoded rows").with("topic", topic).source(e))?;
             for batch in batches {
                 let places = decoder.places.split_front(batch.num_rows() as u32);
                 table.push(Pending { batch, places });
@@ -405,7 +413,7 @@ impl Worker {
     async fn commit_tables(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let read = &self.read;
         let dirty = self.tables.values_mut().filter(|t| t.is_dirty());
-        let commits: Vec<_> = dirty.map(|table| commit_table(table, checkpoint, read).boxed()).collect();
+        let commits: Vec<_> = dirty.map(|table| commit_table(table, checkpoint, read)).collect();
         let mut running = futures::stream::iter(commits).buffer_unordered(COMMITS_AT_ONCE);
         let mut failed: Result<()> = Ok(());
         // Every commit is let run to its end: one that is dropped half-way is an outcome nobody knows.
@@ -426,7 +434,11 @@ impl Worker {
             .tables
             .values()
             .map(|t| (t.topic().to_owned(), t.name()))
-            .chain(self.others.iter().map(|(topic, id)| (topic.clone(), full_name(&ident(id, &self.source.default_schema)))))
+            .chain(
+                self.others
+                    .iter()
+                    .map(|(topic, id)| (topic.clone(), full_name(&ident(id, &self.source.default_schema)))),
+            )
             .filter_map(|(topic, name)| Some((name, self.ends.get(&topic)?.clone())))
             .collect();
         match row(checkpoint.id, &tables, &ends, &checkpoint.draft.converging, &self.state) {
@@ -486,10 +498,13 @@ impl Worker {
     }
 }
 
-async fn commit_table(table: &mut SinkTable, checkpoint: &Checkpoint, read: &Ends) -> Result<()> {
-    table.commit(checkpoint, read).await?;
-    lakeward_runtime::crash_point!("sink.commit.between_tables");
-    Ok(())
+/// Boxed here, where its lifetimes have names: in a closure the compiler cannot prove that the future may change threads.
+fn commit_table<'a>(table: &'a mut SinkTable, checkpoint: &'a Checkpoint, read: &'a Ends) -> BoxFuture<'a, Result<()>> {
+    Box::pin(async move {
+        table.commit(checkpoint, read).await?;
+        lakeward_runtime::crash_point!("sink.commit.between_tables");
+        Ok(())
+    })
 }
 
 /// Waits until a target is told; for ever where there is none.

@@ -69,7 +69,13 @@ pub fn of_record(source: &str, table: &str, record: &RecordRef<'_>, error: &impl
 }
 
 /// Values that their columns cannot hold, and rows that cannot be applied.
-pub fn of_reduction(id: &TableId, table: &str, topic: &str, reduction: &Reduction, places: &[Places]) -> Vec<DeadLetter> {
+pub fn of_reduction(
+    id: &TableId,
+    table: &str,
+    topic: &str,
+    reduction: &Reduction,
+    places: &[Places],
+) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
     for (aligned, places) in reduction.batches.iter().zip(places) {
         let batch = aligned.batch();
@@ -124,7 +130,8 @@ pub async fn write(shared: &Arc<Shared>, letters: Vec<DeadLetter>, done: Ends) -
         table = %first.table, topic = %first.topic, partition = first.partition, offset = first.offset,
         letters = letters.len(), error = %first.error, "writing dead letters"
     );
-    metrics::counter!("lakeward_sink_dead_letters_total", "table" => first.table.clone()).increment(letters.len() as u64);
+    metrics::counter!("lakeward_sink_dead_letters_total", "table" => first.table.clone())
+        .increment(letters.len() as u64);
     shared.dead_letters.append(&letters, &done).await?;
     lakeward_runtime::crash_point!("sink.dead_letters.written");
     Ok(())

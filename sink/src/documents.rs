@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, StringBuilder, new_null_array};
 use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Field, Schema};
-use lakeward_event::document::{ColumnChange, ColumnSet, Documents, FieldColumn, apply_patch};
-use lakeward_event::document::DocumentRule as Rule;
-use lakeward_event::schema::{DOC_COLUMN, ID_COLUMN};
 use lakeward_event::LogicalType;
+use lakeward_event::document::DocumentRule as Rule;
+use lakeward_event::document::{ColumnChange, ColumnSet, Documents, FieldColumn, apply_patch};
+use lakeward_event::schema::{DOC_COLUMN, ID_COLUMN};
 use lakeward_lake::system::DeadLetter;
 use lakeward_lake::{SourceColumn, WriteOptions};
 use lakeward_runtime::config::DocumentRule;
@@ -91,7 +91,10 @@ pub(crate) async fn commit(
         let files = match kept.take() {
             Some(files) => files,
             None => {
-                let doc = layout.schema.index_of(DOC_COLUMN).map_err(|e| Error::human("the table has no `_doc`").source(e))?;
+                let doc = layout
+                    .schema
+                    .index_of(DOC_COLUMN)
+                    .map_err(|e| Error::human("the table has no `_doc`").source(e))?;
                 let old = writer::read_lake(&lake, &base, &layout, &reduction, &hits, &[doc], &needed).await?;
                 let whole = reduction.clone();
                 let resolved = blocking(move || resolve(&whole, &old, doc)).await?;
@@ -161,7 +164,8 @@ fn field_columns(table: &SinkTable) -> Vec<FieldColumn> {
 
 /// All columns of a table of documents.
 fn document_columns(fields: &[FieldColumn], with_doc: bool) -> Vec<SourceColumn> {
-    let column = |name: &str, ty: LogicalType, key| SourceColumn { identity: name.to_owned(), name: name.to_owned(), ty, key };
+    let column =
+        |name: &str, ty: LogicalType, key| SourceColumn { identity: name.to_owned(), name: name.to_owned(), ty, key };
     let mut columns = vec![column(ID_COLUMN, LogicalType::String, Some(0))];
     if with_doc {
         columns.push(column(DOC_COLUMN, LogicalType::Json, None));

@@ -125,7 +125,8 @@ async fn work(sink: Arc<Sink>, source: SourceConfig, shutdown: CancellationToken
             Ok(()) => return Ok(()),
             Err(_) if shutdown.is_cancelled() => return Ok(()),
             Err(error) => {
-                let error = if error.action() == Action::Rebase { Error::retry(what.as_str()).source(error) } else { error };
+                let error =
+                    if error.action() == Action::Rebase { Error::retry(what.as_str()).source(error) } else { error };
                 backoff.wait(&what, error.with("source", &source.name), &shutdown).await?;
             }
         }

@@ -12,8 +12,8 @@ use lakeward_lake::Lake;
 use lakeward_runtime::{Action, Error, Result};
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, RowSelection};
 use parquet::arrow::async_reader::ParquetObjectReader;
-use parquet::file::metadata::PageIndexPolicy;
 use parquet::arrow::{PARQUET_FIELD_ID_META_KEY, ParquetRecordBatchStreamBuilder, ProjectionMask};
+use parquet::file::metadata::PageIndexPolicy;
 
 /// Rows of a batch as they are read.
 const BATCH_ROWS: usize = 8_192;
@@ -30,12 +30,14 @@ pub async fn read_columns(
     let failed = {
         let path = file.file_path().to_owned();
         move |error: parquet::errors::ParquetError| {
-            let action = if matches!(error, parquet::errors::ParquetError::External(_)) { Action::Retry } else { Action::Human };
+            let action =
+                if matches!(error, parquet::errors::ParquetError::External(_)) { Action::Retry } else { Action::Human };
             Error::new(action, "reading a data file").with("path", &path).source(error)
         }
     };
     let path = lake.storage().path(file.file_path())?;
-    let reader = ParquetObjectReader::new(lake.storage().object_store(), path).with_file_size(file.file_size_in_bytes());
+    let reader =
+        ParquetObjectReader::new(lake.storage().object_store(), path).with_file_size(file.file_size_in_bytes());
     let pages = if rows.is_some() { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
     let options = ArrowReaderOptions::new().with_page_index_policy(pages);
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await.map_err(failed.clone())?;
@@ -71,7 +73,9 @@ pub async fn read_columns(
             .map(|(place, field)| -> Result<ArrayRef, arrow::error::ArrowError> {
                 match place {
                     None => Ok(new_null_array(field.data_type(), batch.num_rows())),
-                    Some(place) if batch.column(*place).data_type() == field.data_type() => Ok(batch.column(*place).clone()),
+                    Some(place) if batch.column(*place).data_type() == field.data_type() => {
+                        Ok(batch.column(*place).clone())
+                    }
                     Some(place) => cast(batch.column(*place), field.data_type()),
                 }
             })

@@ -61,9 +61,7 @@ impl Layout {
                     && widens(&column.ty.arrow(), self.schema.field(*target).data_type())
             };
             // The live column, or else the newest of those it had before under another type.
-            let target = (0..self.columns.len())
-                .filter(fits)
-                .max_by_key(|t| (!self.columns[*t].dropped, *t));
+            let target = (0..self.columns.len()).filter(fits).max_by_key(|t| (!self.columns[*t].dropped, *t));
             if let Some(target) = target {
                 sources[target] = Some(source);
             }
@@ -192,7 +190,9 @@ impl Aligned {
 
     fn is_partial(&self, row: usize) -> bool {
         let (unchanged, patch) = (self.batch.unchanged(), self.batch.patch());
-        (unchanged.null_count() < unchanged.len() && unchanged.is_valid(row) && unchanged.value(row).iter().any(|b| *b != 0))
+        (unchanged.null_count() < unchanged.len()
+            && unchanged.is_valid(row)
+            && unchanged.value(row).iter().any(|b| *b != 0))
             || (patch.null_count() < patch.len() && patch.is_valid(row))
     }
 
@@ -200,14 +200,13 @@ impl Aligned {
     fn left_out(&self, row: usize, target: usize) -> bool {
         let Some(column) = self.source_column[target] else { return false };
         let unchanged = self.batch.unchanged();
-        unchanged.is_valid(row) && unchanged.value(row).get(column / 8).is_some_and(|byte| byte & (1 << (column % 8)) != 0)
+        unchanged.is_valid(row)
+            && unchanged.value(row).get(column / 8).is_some_and(|byte| byte & (1 << (column % 8)) != 0)
     }
 }
 
-const STRICT: arrow::compute::CastOptions<'static> = arrow::compute::CastOptions {
-    safe: false,
-    format_options: arrow::util::display::FormatOptions::new(),
-};
+const STRICT: arrow::compute::CastOptions<'static> =
+    arrow::compute::CastOptions { safe: false, format_options: arrow::util::display::FormatOptions::new() };
 
 /// Where a row's values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,8 +272,14 @@ pub struct Reduction {
 /// Reduces the batches of one commit.
 pub fn reduce(batches: Vec<Aligned>, keyed: bool) -> Reduction {
     let order = merged_order(&batches);
-    let mut out =
-        Reduction { batches, truncated: false, touched: Vec::new(), rows: Vec::new(), partials: Vec::new(), lake: Vec::new() };
+    let mut out = Reduction {
+        batches,
+        truncated: false,
+        touched: Vec::new(),
+        rows: Vec::new(),
+        partials: Vec::new(),
+        lake: Vec::new(),
+    };
     if !keyed {
         for (_, batch, row) in order {
             match out.batches[batch as usize].kinds[row as usize] {
@@ -293,16 +298,17 @@ pub fn reduce(batches: Vec<Aligned>, keyed: bool) -> Reduction {
     for (_, batch, row) in order {
         let aligned = &out.batches[batch as usize];
         let key = aligned.keys[row as usize];
-        let mut before = |states: &KeyMap<KeyState>, truncated: bool, key: u128, deleted_too: bool| match states.get(&key) {
-            Some(KeyState::Live(source)) => *source,
-            Some(KeyState::Deleted(source)) if deleted_too => *source,
-            Some(KeyState::Deleted(_)) => Source::Missing,
-            None if truncated => Source::Missing,
-            None => Source::Lake(*lake_index.entry(key).or_insert_with(|| {
-                out.lake.push(key);
-                out.lake.len() as u32 - 1
-            })),
-        };
+        let mut before =
+            |states: &KeyMap<KeyState>, truncated: bool, key: u128, deleted_too: bool| match states.get(&key) {
+                Some(KeyState::Live(source)) => *source,
+                Some(KeyState::Deleted(source)) if deleted_too => *source,
+                Some(KeyState::Deleted(_)) => Source::Missing,
+                None if truncated => Source::Missing,
+                None => Source::Lake(*lake_index.entry(key).or_insert_with(|| {
+                    out.lake.push(key);
+                    out.lake.len() as u32 - 1
+                })),
+            };
         match aligned.kinds[row as usize] {
             Kind::Refused(_) => {}
             Kind::Truncate => {
@@ -462,10 +468,12 @@ impl Reduction {
             };
             match source {
                 Source::Row { batch, row } => (batch as usize, row as usize),
-                Source::Lake(index) if lake_column.is_some() => match lake.rows.get(index as usize).copied().flatten() {
-                    Some(row) => (lake_place, row as usize),
-                    None => (none_place, 0),
-                },
+                Source::Lake(index) if lake_column.is_some() => {
+                    match lake.rows.get(index as usize).copied().flatten() {
+                        Some(row) => (lake_place, row as usize),
+                        None => (none_place, 0),
+                    }
+                }
                 _ => (none_place, 0),
             }
         };

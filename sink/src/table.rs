@@ -88,7 +88,12 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
 
 impl SinkTable {
     /// Loads what the lake has of the table.
-    pub async fn open(shared: Arc<Shared>, id: TableId, default_schema: &str, rule: Option<DocumentRule>) -> Result<Self> {
+    pub async fn open(
+        shared: Arc<Shared>,
+        id: TableId,
+        default_schema: &str,
+        rule: Option<DocumentRule>,
+    ) -> Result<Self> {
         let ident = ident(&id, default_schema);
         let mut this = Self {
             topic: names::topic(&id),
@@ -319,8 +324,11 @@ impl SinkTable {
         let letters = std::mem::take(&mut self.letters);
         self.bytes = 0;
         let offsets = Ends::from([(self.topic.clone(), ends.get(&self.topic).cloned().unwrap_or_default())]);
-        let target =
-            Committed { checkpoint: Some(checkpoint.id), watermark: checkpoint.draft.watermark, offsets: offsets.clone() };
+        let target = Committed {
+            checkpoint: Some(checkpoint.id),
+            watermark: checkpoint.draft.watermark,
+            offsets: offsets.clone(),
+        };
         let Some(schema) = self.schema.clone() else {
             // Nothing readable has ever been seen of this table, so there is no schema to make it with.
             return dead_letter::write(&self.shared, letters, offsets).await;

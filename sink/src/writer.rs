@@ -79,7 +79,13 @@ pub(crate) struct Hits {
 }
 
 /// Brings the index to the base's snapshot: forgets files that left, reads the keys of those that appeared.
-pub(crate) async fn catch_up(lake: &Lake, table: &Table, layout: &Layout, base: &Base, mut index: KeyIndex) -> Result<KeyIndex> {
+pub(crate) async fn catch_up(
+    lake: &Lake,
+    table: &Table,
+    layout: &Layout,
+    base: &Base,
+    mut index: KeyIndex,
+) -> Result<KeyIndex> {
     if index.snapshot() == Some(base.snapshot) {
         return Ok(index);
     }
@@ -215,7 +221,12 @@ pub(crate) trait Rows: Send + Sync + 'static {
 }
 
 /// Writes rows as data files of the table.
-pub(crate) async fn write_rows(lake: &Lake, table: &Table, rows: Arc<dyn Rows>, options: WriteOptions) -> Result<DataFiles> {
+pub(crate) async fn write_rows(
+    lake: &Lake,
+    table: &Table,
+    rows: Arc<dyn Rows>,
+    options: WriteOptions,
+) -> Result<DataFiles> {
     let mut out = DataFiles { files: Vec::new(), paths: Vec::new(), entries: Vec::new(), rows: rows.len() };
     if rows.len() == 0 {
         return Ok(out);
@@ -231,7 +242,8 @@ pub(crate) async fn write_rows(lake: &Lake, table: &Table, rows: Arc<dyn Rows>, 
         }
         let (file, first) = (out.paths.len() as u32 - 1, writer.position());
         for (place, row) in range.enumerate() {
-            let row_in_file = u32::try_from(first + place as u64).map_err(|e| Error::bug("a data file is too long").source(e))?;
+            let row_in_file =
+                u32::try_from(first + place as u64).map_err(|e| Error::bug("a data file is too long").source(e))?;
             out.entries.push(Entry { hash: rows.hash(row), file, row: row_in_file });
         }
         writer.write(&batch).await?;
@@ -271,7 +283,12 @@ pub(crate) async fn index_at(table: &mut SinkTable, layout: &Layout, base: &Base
 }
 
 /// Writes and commits a reduction of a relational table.
-pub(crate) async fn commit(table: &mut SinkTable, reduction: Reduction, layout: Layout, target: Committed) -> Result<Written> {
+pub(crate) async fn commit(
+    table: &mut SinkTable,
+    reduction: Reduction,
+    layout: Layout,
+    target: Committed,
+) -> Result<Written> {
     let lake = table.shared.lake.clone();
     let mut reduction = Arc::new(reduction);
     let (left_out, needed) = reduction.needed(layout.columns.len());
@@ -362,8 +379,11 @@ pub(crate) async fn finish(
     let current = table.existing()?.clone();
     let positions: Vec<(String, RoaringTreemap)> = hits.positions.clone().into_iter().collect();
     let deletes = positions.iter().map(|(_, rows)| rows.len()).sum();
-    let added_deletes =
-        if positions.is_empty() { Vec::new() } else { write_position_deletes(&lake, &current, &base.files, &positions).await? };
+    let added_deletes = if positions.is_empty() {
+        Vec::new()
+    } else {
+        write_position_deletes(&lake, &current, &base.files, &positions).await?
+    };
     let removed: Vec<DataFile> = if truncated {
         base.files.data.iter().chain(&base.files.deletes).map(|live| live.file.as_ref().clone()).collect()
     } else {
@@ -404,7 +424,8 @@ pub(crate) async fn finish(
             let snapshot = newest.snapshot().map(|s| s.snapshot_id());
             table.committed_at(newest, target.clone())?;
             if let (Some(snapshot), Some(index)) = (snapshot, table.index.take()) {
-                table.index = Some(follow(index, base.clone(), hits.positions.clone(), truncated, files, snapshot).await?);
+                table.index =
+                    Some(follow(index, base.clone(), hits.positions.clone(), truncated, files, snapshot).await?);
             }
             Ok(Outcome::Done(written))
         }

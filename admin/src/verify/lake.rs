@@ -21,6 +21,7 @@ use parquet::arrow::{PARQUET_FIELD_ID_META_KEY, ParquetRecordBatchStreamBuilder,
 use parquet::errors::ParquetError;
 
 use super::compare::Side;
+use super::document::Fields;
 use super::text::{Printer, Row};
 
 /// Between looks at the lake.
@@ -118,7 +119,15 @@ pub struct LakeSide {
     snapshot_id: i64,
     /// None: the lake does not have the column.
     columns: Vec<Option<LakeColumn>>,
-    key: Vec<usize>,
+    shape: Shape,
+}
+
+/// How a row is made of the columns.
+pub enum Shape {
+    /// As they are, with the indexes of the key's.
+    Relational { key: Vec<usize> },
+    /// `_id`, fields, and last `_doc`.
+    Documents(Fields),
 }
 
 /// Loads a table whose metadata has the snapshot.
@@ -148,8 +157,8 @@ impl LakeColumn {
 }
 
 impl LakeSide {
-    pub fn new(lake: &Lake, table: Table, snapshot_id: i64, columns: Vec<Option<LakeColumn>>, key: Vec<usize>) -> Self {
-        Self { lake: lake.clone(), table, snapshot_id, columns, key }
+    pub fn new(lake: &Lake, table: Table, snapshot_id: i64, columns: Vec<Option<LakeColumn>>, shape: Shape) -> Self {
+        Self { lake: lake.clone(), table, snapshot_id, columns, shape }
     }
 }
 
@@ -169,10 +178,15 @@ impl Side for LakeSide {
                 for index in 0..batch.rows {
                     if deleted.is_none_or(|deleted| !deleted.contains(number)) {
                         row.clear();
-                        for printer in &printers {
-                            row.push(|out| printer.write(index, out));
+                        match &mut self.shape {
+                            Shape::Relational { key } => {
+                                for printer in &printers {
+                                    row.push(|out| printer.write(index, out));
+                                }
+                                row.finish(key);
+                            }
+                            Shape::Documents(fields) => fields.of_lake(&printers, index, &mut row),
                         }
-                        row.finish(&self.key);
                         visit(&row);
                     }
                     number += 1;

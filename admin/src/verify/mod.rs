@@ -5,6 +5,7 @@
 //! # Layout
 //! - this file: which tables of which sources
 //! - [`postgres`]: a cut at a temporary slot's LSN, rows as the server's own text; [`copy`]: that text taken apart
+//! - [`mongodb`]: the newest cut's cluster time, documents at that time; [`document`]: documents and rows in one form
 //! - [`lake`]: the lake at a checkpoint, rows out of its data files
 //! - [`text`]: values of both sides in one form
 //! - [`compare`]: two sides to their difference
@@ -12,11 +13,14 @@
 
 mod compare;
 mod copy;
+mod document;
 mod lake;
+mod mongodb;
 mod postgres;
 mod report;
 mod text;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +30,7 @@ use lakeward_lake::Lake;
 use lakeward_lake::system::CheckpointTable;
 use lakeward_log::Log;
 use lakeward_log::kafka::KafkaLog;
-use lakeward_runtime::config::{Config, LogConfig, SourceKind};
+use lakeward_runtime::config::{Config, LogConfig, SourceKind, TableConfig};
 use lakeward_runtime::{Error, Result};
 
 pub use report::{Difference, DifferingKey, Report, Skipped, TableReport, Totals};
@@ -41,6 +45,7 @@ struct Verifier {
     lake: Lake,
     checkpoints: CheckpointTable,
     log: Arc<dyn Log>,
+    tables: BTreeMap<String, TableConfig>,
 }
 
 /// Compares tables of all sources with the lake. `tables`: globs on `source.schema.table`, `schema.table` or SQL's
@@ -51,7 +56,7 @@ pub async fn verify(config: &Config, tables: &[String], mut progress: impl FnMut
     let log = open_log(config)?;
     let lake = Lake::open(&config.catalog, &config.warehouse).await?;
     let checkpoints = CheckpointTable::open(&lake).await?;
-    let verifier = Verifier { lake, checkpoints, log };
+    let verifier = Verifier { lake, checkpoints, log, tables: config.tables.clone() };
     let mut report = Report::default();
     for source in &config.sources {
         if !selection.may_want(&source.name) {
@@ -59,7 +64,8 @@ pub async fn verify(config: &Config, tables: &[String], mut progress: impl FnMut
         }
         match source.kind {
             SourceKind::Postgres => postgres::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?,
-            SourceKind::Mongodb | SourceKind::Debezium => report.skipped.push(Skipped {
+            SourceKind::Mongodb => mongodb::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?,
+            SourceKind::Debezium => report.skipped.push(Skipped {
                 table: format!("{}.*", source.name),
                 reason: "its topics are another's, and their database is not known here".into(),
             }),

@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::compare::{Side, compare};
 use super::copy::{Lines, fields, unescape};
-use super::lake::{Awaited, DeadLetters, LakeColumn, LakeCut, LakeSide, await_cut, column_map, key_text, load};
+use super::lake::{Awaited, DeadLetters, LakeColumn, LakeCut, LakeSide, Shape, await_cut, column_map, key_text, load};
 use super::report::{Difference, DifferingKey, Report, Skipped, TableReport};
 use super::text::{Canon, Row};
 use super::{PATIENCE, Selection, Verifier};
@@ -275,7 +275,8 @@ async fn verify_table(
     let lake_table = load(&verifier.lake, &name).await?;
     let map = column_map(&lake_table)?;
     let columns: Vec<String> = table.columns.iter().map(|c| c.name.clone()).collect();
-    let mut lake = LakeSide::new(&verifier.lake, lake_table, snapshot_id, lake_columns(table, &map), table.key.clone());
+    let shape = Shape::Relational { key: table.key.clone() };
+    let mut lake = LakeSide::new(&verifier.lake, lake_table, snapshot_id, lake_columns(table, &map), shape);
     let letters = DeadLetters::read(&verifier.lake, &name).await?;
     let mut rows = PostgresSide {
         client: &moment.client,

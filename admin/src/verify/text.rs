@@ -75,9 +75,6 @@ impl Row {
         }
     }
 
-    pub fn columns(&self) -> usize {
-        self.starts.len()
-    }
     pub fn key_hash(&self) -> u128 {
         xxh3_128(&self.key)
     }
@@ -159,7 +156,7 @@ fn write_float(value: f32, out: &mut Vec<u8>) {
     let _ = write!(out, "{value:?}");
 }
 
-fn write_double(value: f64, out: &mut Vec<u8>) {
+pub fn write_double(value: f64, out: &mut Vec<u8>) {
     let _ = write!(out, "{value:?}");
 }
 
@@ -463,7 +460,7 @@ pub fn write_hex(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn write_uuid(bytes: &[u8], out: &mut Vec<u8>) {
+pub fn write_uuid(bytes: &[u8], out: &mut Vec<u8>) {
     for (index, byte) in bytes.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
             out.push(b'-');
@@ -506,7 +503,7 @@ fn write_date(days: i32, out: &mut Vec<u8>) {
     }
 }
 
-fn write_timestamp(micros: i64, zone: bool, out: &mut Vec<u8>) {
+pub fn write_timestamp(micros: i64, zone: bool, out: &mut Vec<u8>) {
     match micros {
         TIMESTAMP_INFINITY => return out.extend_from_slice(b"infinity"),
         micros if micros == -TIMESTAMP_INFINITY => return out.extend_from_slice(b"-infinity"),

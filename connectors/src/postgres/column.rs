@@ -125,7 +125,7 @@ impl Column {
         }
     }
 
-    /// Ends the array; the column starts the next one with room for as many values.
+    /// Ends the array; the column starts the next one with room for about as many values.
     pub fn finish(&mut self) -> Result<ArrayRef> {
         Ok(match self {
             Self::Bool(c) => Arc::new(BooleanArray::new(c.values.finish(), c.nulls.finish())),
@@ -145,7 +145,7 @@ impl Column {
                 Arc::new(BinaryArray::try_new(offsets, data, nulls)?)
             }
             Self::Uuid(c) => {
-                let room = Vec::with_capacity(c.data.len());
+                let room = Vec::with_capacity(c.data.len().min(ROOM));
                 let data = std::mem::replace(&mut c.data, room);
                 Arc::new(FixedSizeBinaryArray::try_new(16, Buffer::from_vec(data), c.nulls.finish())?)
             }
@@ -158,6 +158,9 @@ impl Column {
         })
     }
 }
+
+/// At most so many values, or bytes of values, are room for the next batch: every table of a source keeps its columns.
+const ROOM: usize = 65_536;
 
 fn nulls() -> NullBufferBuilder {
     NullBufferBuilder::new(0)
@@ -192,7 +195,7 @@ impl<T: ArrowPrimitiveType> Primitives<T> {
         self.nulls.truncate(length);
     }
     fn finish(&mut self) -> Result<ArrayRef> {
-        let room = Vec::with_capacity(self.values.len());
+        let room = Vec::with_capacity(self.values.len().min(ROOM));
         let values = std::mem::replace(&mut self.values, room);
         let array = PrimitiveArray::<T>::try_new(ScalarBuffer::from(values), self.nulls.finish())?;
         Ok(Arc::new(array.with_data_type(self.data_type.clone())))
@@ -262,10 +265,10 @@ impl Bytes {
         self.nulls.truncate(length);
     }
     fn finish(&mut self) -> (OffsetBuffer<i32>, Buffer, Option<arrow::buffer::NullBuffer>) {
-        let mut offsets = Vec::with_capacity(self.offsets.len());
+        let mut offsets = Vec::with_capacity(self.offsets.len().min(ROOM));
         offsets.push(0);
         let offsets = std::mem::replace(&mut self.offsets, offsets);
-        let room = Vec::with_capacity(self.data.len());
+        let room = Vec::with_capacity(self.data.len().min(ROOM));
         let data = std::mem::replace(&mut self.data, room);
         (OffsetBuffer::new(offsets.into()), Buffer::from_vec(data), self.nulls.finish())
     }

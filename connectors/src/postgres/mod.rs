@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - this file: how a connector starts
-//! - [`client`]: connections
+//! - [`client`]: connections to the server
 //! - [`publication`], [`slot`]: what the server sends, and from where
 //! - [`mark`]: messages of ours in the WAL
 //! - [`cursor`]: where the stream is and what that proves
@@ -204,11 +204,11 @@ fn snapshot_state(
 }
 
 /// What a connection must set before it reads values, as `name = value`: their text forms are those of interface.md whatever
-/// the database or role has set. For the replication connection they go into the startup packet (`options`), for a snapshot's
+/// the database or role has set. No value has a space, which a startup packet would need escaped. For the replication connection they go into the startup packet (`options`), for a snapshot's
 /// into `SET`.
 pub const SESSION_SETTINGS: [(&str, &str); 6] = [
     ("client_encoding", "UTF8"),
-    ("DateStyle", "ISO, MDY"),
+    ("DateStyle", "ISO,MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
     ("bytea_output", "hex"),

@@ -591,7 +591,11 @@ impl Stream {
                 self.cursor.promised(tick);
                 true
             }
-            Flush::Cut => true,
+            Flush::Cut => {
+                // Off the grid, which tells the sink that somebody waits for this very cut.
+                self.cursor.promised(self.cursor.clock());
+                true
+            }
             Flush::Data | Flush::Always => false,
         };
         let snapshot = serde_json::to_value(&self.snapshots.state)
@@ -687,7 +691,7 @@ impl Stream {
                 self.snapshots.rest(REFUSED);
                 Ok(())
             }
-            Event::Ended(Outcome::Locked(Some(locked))) => self.open_wave(locked).await,
+            Event::Ended(Outcome::Locked(Some(locked))) => self.open_wave(*locked).await,
             Event::Ended(Outcome::WaveOver) => {
                 while let Some(read) = self.snapshots.try_read() {
                     self.read(read).await?;

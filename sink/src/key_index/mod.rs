@@ -162,9 +162,6 @@ impl KeyIndex {
     pub fn entries(&self) -> usize {
         self.runs.iter().map(Run::len).sum()
     }
-    pub fn runs(&self) -> usize {
-        self.runs.len()
-    }
     /// Bytes on disk.
     pub fn bytes(&self) -> usize {
         self.runs.iter().map(Run::bytes).sum()

@@ -197,7 +197,8 @@ impl Run {
         }
         let guess = ((((hash >> 64) as u64 as u128) * n as u128) >> 64) as usize;
         let window = 2 << (n.ilog2() / 2);
-        let (mut low, mut high) = (guess.saturating_sub(window).clamp(from, n), guess.saturating_add(window).clamp(from, n));
+        let (mut low, mut high) =
+            (guess.saturating_sub(window).clamp(from, n), guess.saturating_add(window).clamp(from, n));
         if low > from && self.hash(low - 1) >= hash {
             low = from;
         }

@@ -30,7 +30,8 @@ pub struct Args {
 pub async fn run(config: &Config, args: &Args) -> Result<()> {
     let lake = Lake::open(&config.catalog, &config.warehouse).await?;
     let engine = Engine::open(config, lake).await?;
-    let session = Session { as_of: AsOf::parse(&args.as_of)?, ..Session::default() };
+    let mut session = Session::default();
+    session.as_of = AsOf::parse(&args.as_of)?;
     let text = match (&args.command, &args.file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) if path.as_os_str() != "-" => std::fs::read_to_string(path)

@@ -52,7 +52,7 @@ enum Phase {
 pub enum Outcome {
     BarrierPassed,
     /// None: refused.
-    Locked(Option<Locked>),
+    Locked(Option<Box<Locked>>),
     WaveOver,
 }
 
@@ -175,7 +175,7 @@ impl Snapshots {
     pub fn lock(&mut self, wanted: BTreeMap<u32, Wanted>) {
         let url = self.url.clone();
         self.phase = Phase::Locking;
-        self.tasks.spawn(async move { wave::lock(url, wanted).await.map(Outcome::Locked) });
+        self.tasks.spawn(async move { wave::lock(url, wanted).await.map(|l| Outcome::Locked(l.map(Box::new))) });
     }
 
     /// The caller has stopped publishing. Takes the snapshot, again and again for 5 s until it sees all that is published.
