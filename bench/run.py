@@ -177,10 +177,21 @@ listen = "127.0.0.1:0"
         if source != lake:
             raise Failed(f"source and lake differ:\n  source {source}\n  lake   {lake}")
         if self.arguments.verify:
-            verified = subprocess.run([str(p) for p in self.lakeward("verify")], capture_output=True, text=True)
-            if verified.returncode != 0:
-                raise Failed(f"lakeward verify ended with {verified.returncode}:\n{verified.stdout}{verified.stderr}")
+            self.verify()
         return int(source[0])
+
+    def verify(self):
+        """`lakeward verify`, which asks a running pipeline for a cut."""
+        with open(self.log, "a") as log:
+            running = subprocess.Popen([str(p) for p in self.lakeward("run", "connectors", "sink")], stdout=log, stderr=log)
+        try:
+            done = subprocess.run([str(p) for p in self.lakeward("verify")], capture_output=True, text=True)
+        finally:
+            running.terminate()
+            running.wait()
+        if done.returncode != 0:
+            raise Failed(f"lakeward verify ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        say(f"  {done.stdout.strip().splitlines()[-1]}")
 
     def close(self):
         with psycopg.connect(self.server, autocommit=True) as admin:
