@@ -109,13 +109,8 @@ fn binding(shape: &TableShape) -> Binding {
         type_oid: column.type_oid,
         type_modifier: column.type_modifier,
     });
-    let relation = Relation {
-        oid: 1,
-        namespace: "public",
-        name: "lineitem",
-        replica_identity: b'd',
-        columns: columns.collect(),
-    };
+    let relation =
+        Relation { oid: 1, namespace: "public", name: "lineitem", replica_identity: b'd', columns: columns.collect() };
     Binding::of(&relation, shape).unwrap()
 }
 

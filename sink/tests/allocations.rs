@@ -18,8 +18,8 @@ use lakeward_event::codec::json::JsonEncoder;
 use lakeward_event::codec::{Encoder, RecordBlock, RecordRef};
 use lakeward_event::schema::TableKind;
 use lakeward_event::{
-    ChangeBatch, ChangeMeta, Checkpoint, CheckpointDraft, Column, Ends, LogicalType, Op, Position, TableId, TableSchema,
-    names,
+    ChangeBatch, ChangeMeta, Checkpoint, CheckpointDraft, Column, Ends, LogicalType, Op, Position, TableId,
+    TableSchema, names,
 };
 use lakeward_lake::Lake;
 use lakeward_log::{CheckpointReader, Log, RecordReader, RecordVisitor, Signal, SignalReader, Writer};
@@ -101,7 +101,9 @@ fn batch(op: Op, first_sequence: u64, rows: usize) -> ChangeBatch {
         });
     }
     let rows = rows as i64;
-    let text = |prefix: &str| (0..rows).map(|i| Some(format!("{prefix} {i} \"of\" {first_sequence}"))).collect::<StringArray>();
+    let text = |prefix: &str| {
+        (0..rows).map(|i| Some(format!("{prefix} {i} \"of\" {first_sequence}"))).collect::<StringArray>()
+    };
     let prices = Decimal128Array::from_iter_values((0..rows).map(|i| i128::from(i) * 101));
     let columns: Vec<ArrayRef> = vec![
         Arc::new(Int64Array::from_iter_values((0..rows).map(|i| i / 4))),

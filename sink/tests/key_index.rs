@@ -47,7 +47,9 @@ static ALLOCATOR: Measuring = Measuring;
 
 /// Spread as the hashes of keys are.
 fn hash(key: usize) -> u128 {
-    let mixed = |seed: u64| (key as u64 ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    let mixed = |seed: u64| {
+        (key as u64 ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31).wrapping_mul(0xD6E8_FEB8_6659_FD93)
+    };
     u128::from(mixed(1)) << 64 | u128::from(mixed(2))
 }
 
