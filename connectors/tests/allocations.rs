@@ -165,7 +165,7 @@ fn change_stream() -> Vec<Vec<u8>> {
     let change = |row: usize| {
         let mut frame = b"w".to_vec();
         frame.extend([0; 24]);
-        frame.push(if row % 2 == 0 { b'U' } else { b'I' });
+        frame.push(if row.is_multiple_of(2) { b'U' } else { b'I' });
         frame.extend(1u32.to_be_bytes());
         frame.push(b'N');
         frame.extend((COLUMNS.len() as u16).to_be_bytes());
