@@ -49,7 +49,11 @@ pub async fn check(config: &Config) -> Vec<Problem> {
     let (sources, log, lake) = tokio::join!(sources, log(config), lake(config));
     let mut problems: Vec<Problem> = sources.into_iter().flatten().collect();
     if config.sources.is_empty() {
-        problems.push(Problem::new("source", "no source is configured", "add a [[source]]; `lakeward init` writes an example"));
+        problems.push(Problem::new(
+            "source",
+            "no source is configured",
+            "add a [[source]]; `lakeward init` writes an example",
+        ));
     }
     problems.extend(log);
     problems.extend(lake);
@@ -58,8 +62,16 @@ pub async fn check(config: &Config) -> Vec<Problem> {
 
 async fn source(source: &SourceConfig) -> Vec<Problem> {
     let place = format!("source {}", source.name);
-    let silent = || vec![Problem::new(&place, "the server does not answer", "see whether it runs, and whether a firewall is in between")];
-    let Ok(found) = tokio::time::timeout(PATIENCE, lakeward_connectors::problems(source)).await else { return silent() };
+    let silent = || {
+        vec![Problem::new(
+            &place,
+            "the server does not answer",
+            "see whether it runs, and whether a firewall is in between",
+        )]
+    };
+    let Ok(found) = tokio::time::timeout(PATIENCE, lakeward_connectors::problems(source)).await else {
+        return silent();
+    };
     let mut problems: Vec<Problem> = found.into_iter().map(|p| Problem::new(&place, p.what, p.fix)).collect();
     let offset = tokio::time::timeout(PATIENCE, clock_offset(source)).await;
     if let Ok(Ok(Some(offset))) = offset
@@ -67,7 +79,11 @@ async fn source(source: &SourceConfig) -> Vec<Problem> {
     {
         problems.push(Problem::new(
             &place,
-            format!("the server's clock is {} ms {} ours", offset.unsigned_abs() / 1000, if offset > 0 { "ahead of" } else { "behind" }),
+            format!(
+                "the server's clock is {} ms {} ours",
+                offset.unsigned_abs() / 1000,
+                if offset > 0 { "ahead of" } else { "behind" }
+            ),
             "let both machines keep time by NTP: further apart than 500 ms, joins between sources are inexact",
         ));
     }

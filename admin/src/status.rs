@@ -276,7 +276,11 @@ impl Status {
         }
         if !self.tables.is_empty() {
             let width = self.tables.iter().map(|t| t.table.len()).chain([5]).max().unwrap_or(5);
-            let _ = writeln!(out, "{:width$}  {:>14}  {:>20}  {:>10}  {:>12}  {:>12}", "table", "rows", "snapshot", "changed", "data files", "delete files");
+            let _ = writeln!(
+                out,
+                "{:width$}  {:>14}  {:>20}  {:>10}  {:>12}  {:>12}",
+                "table", "rows", "snapshot", "changed", "data files", "delete files"
+            );
             let number = |value: Option<i64>| value.map_or_else(|| "-".into(), |v| v.to_string());
             for table in &self.tables {
                 let changed = table.committed_at.map_or_else(|| "-".into(), |at| age(self.at.saturating_sub(at)));
@@ -337,7 +341,12 @@ mod tests {
             sources: vec![SourceStatus {
                 source: "users".into(),
                 kind: "postgres",
-                log: Some(Reached { checkpoint: 7, position: "0/10".into(), watermark: 1_704_067_200_000_000, age: 1_500_000 }),
+                log: Some(Reached {
+                    checkpoint: 7,
+                    position: "0/10".into(),
+                    watermark: 1_704_067_200_000_000,
+                    age: 1_500_000,
+                }),
                 lake: None,
                 converging: vec!["public.orders".into()],
                 slot: Some(Slot {

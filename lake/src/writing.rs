@@ -276,6 +276,11 @@ fn nans(column: &ArrayRef) -> u64 {
     count as u64
 }
 
+/// A data file's path and its rows to delete.
+type Target = (String, RoaringTreemap);
+/// Spec and partition of a data file, which its delete file shares.
+type Home<'a> = (i32, &'a Struct);
+
 /// Position delete files for rows of live data files: one per data file while few are touched, beyond that one per partition.
 ///
 /// `files` is the snapshot the positions are of: it knows each data file's spec and partition. A data file it does not have is
@@ -284,12 +289,12 @@ pub async fn write_position_deletes(
     lake: &Lake,
     table: &Table,
     files: &SnapshotFiles,
-    deletes: &[(String, RoaringTreemap)],
+    deletes: &[Target],
 ) -> Result<Vec<DataFile>> {
-    let homes: HashMap<&str, (i32, &Struct)> =
+    let homes: HashMap<&str, Home<'_>> =
         files.data.iter().map(|f| (f.file.file_path(), (f.spec_id, f.file.partition()))).collect();
     let new = (table.metadata().default_partition_spec_id(), &Struct::empty());
-    let mut groups: Vec<((i32, &Struct), Vec<&(String, RoaringTreemap)>)> = Vec::new();
+    let mut groups: Vec<(Home<'_>, Vec<&Target>)> = Vec::new();
     let single = deletes.len() <= SINGLE_TARGETS;
     for delete in deletes.iter().filter(|(_, rows)| !rows.is_empty()) {
         let home = *homes.get(delete.0.as_str()).unwrap_or(&new);
@@ -313,7 +318,7 @@ async fn write_delete_file(
     table: &Table,
     spec_id: i32,
     partition: &Struct,
-    targets: &[&(String, RoaringTreemap)],
+    targets: &[&Target],
 ) -> Result<DataFile> {
     let schema = Schema::builder()
         .with_fields([delete_file_path_field().clone(), delete_file_pos_field().clone()])

@@ -21,7 +21,7 @@ mod consumer;
 mod cut;
 mod dead_letter;
 mod documents;
-mod key_index;
+pub mod key_index;
 mod read;
 mod reduce;
 mod table;

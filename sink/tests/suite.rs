@@ -28,7 +28,9 @@ async fn rows_are_inserted_changed_and_deleted() {
     assert_eq!(bench.delete_files().await, 1, "rows are deleted by position, in one file");
 
     // Everything at once, several times over one key.
-    bench.publish(&[insert(5, "e", "E"), update(5, "e2", Some("E2")), delete(5), insert(5, "e3", "E3"), delete(3)]).await;
+    bench
+        .publish(&[insert(5, "e", "E"), update(5, "e2", Some("E2")), delete(5), insert(5, "e3", "E3"), delete(3)])
+        .await;
     bench.sink().await;
     assert_eq!(bench.rows().await, model(&[(1, "a2", "A2"), (4, "d", "D"), (5, "e3", "E3")]));
 }
@@ -51,7 +53,9 @@ async fn values_left_out_are_kept() {
     bench.sink().await;
     assert_eq!(bench.rows().await, model(&[(1, "a2", "BIG"), (2, "b", "B")]));
     // From the lake, twice in a chain, and after a restart (every `sink` is one).
-    bench.publish(&[update(1, "a3", None), update(1, "a4", None), update(2, "b2", Some("B2")), update(2, "b3", None)]).await;
+    bench
+        .publish(&[update(1, "a3", None), update(1, "a4", None), update(2, "b2", Some("B2")), update(2, "b3", None)])
+        .await;
     bench.sink().await;
     assert_eq!(bench.rows().await, model(&[(1, "a4", "BIG"), (2, "b3", "B2")]));
 }
@@ -109,11 +113,19 @@ async fn a_lost_index_is_rebuilt() {
     bench.publish(&(0..500).map(|id| update(id, "w", None)).collect::<Vec<_>>()).await;
     bench.sink().await;
     bench.forget_index();
-    bench.publish(&(400..600).map(|id| update(id, "x", None)).chain([delete(0), delete(1_999)]).collect::<Vec<_>>()).await;
+    bench
+        .publish(&(400..600).map(|id| update(id, "x", None)).chain([delete(0), delete(1_999)]).collect::<Vec<_>>())
+        .await;
     bench.sink().await;
     let mut expected = Model::new();
     for id in 1..1_999 {
-        let v = if (400..600).contains(&id) { "x" } else if id < 500 { "w" } else { "v" };
+        let v = if (400..600).contains(&id) {
+            "x"
+        } else if id < 500 {
+            "w"
+        } else {
+            "v"
+        };
         expected.insert(id, (Some(v.to_owned()), Some("big".to_owned())));
     }
     assert_eq!(bench.rows().await, expected);

@@ -246,9 +246,9 @@ mod tests {
 
     #[test]
     fn a_value_is_in_its_column_or_in_the_document() {
-        let fields =
-            Fields::new(vec![("n".into(), LogicalType::Long), ("j".into(), LogicalType::Json)], false);
-        let document = doc! { "_id": "a", "n": 5, "j": { "x": [1, 2.5, 7_i64], "t": mongodb::bson::DateTime::from_millis(1000) } };
+        let fields = Fields::new(vec![("n".into(), LogicalType::Long), ("j".into(), LogicalType::Json)], false);
+        let document =
+            doc! { "_id": "a", "n": 5, "j": { "x": [1, 2.5, 7_i64], "t": mongodb::bson::DateTime::from_millis(1000) } };
         let source = of_source(&fields, &document);
         let json = r#"{"x":[1,2.50,7],"t":{"$date":"1970-01-01T00:00:01Z"}}"#;
         let n = |value: Option<i64>| -> ArrayRef { Arc::new(Int64Array::from(vec![value])) };
@@ -266,7 +266,8 @@ mod tests {
     #[test]
     fn what_has_no_column_must_be_in_the_document() {
         let fields = Fields::new(vec![("d".into(), LogicalType::Double)], false);
-        let document = doc! { "_id": ObjectId::parse_str("65a1b2c3d4e5f60718293a4b").unwrap(), "d": "text", "": 1, "D": 2 };
+        let document =
+            doc! { "_id": ObjectId::parse_str("65a1b2c3d4e5f60718293a4b").unwrap(), "d": "text", "": 1, "D": 2 };
         let source = of_source(&fields, &document);
         let d: ArrayRef = Arc::new(Float64Array::from(vec![None::<f64>]));
         let doc = Bson::from(document.clone()).into_canonical_extjson().to_string();

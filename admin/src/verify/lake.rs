@@ -137,8 +137,9 @@ pub async fn load(lake: &Lake, name: &str) -> Result<Table> {
 }
 
 fn ident(name: &str) -> Result<TableIdent> {
-    let (namespace, table) =
-        name.split_once('.').ok_or_else(|| Error::bug("a table's name in a checkpoint has no namespace").with("table", name))?;
+    let (namespace, table) = name
+        .split_once('.')
+        .ok_or_else(|| Error::bug("a table's name in a checkpoint has no namespace").with("table", name))?;
     TableIdent::from_strs([namespace, table]).map_err(|e| Error::bug("a table's name").with("table", name).source(e))
 }
 
@@ -225,7 +226,11 @@ pub struct FileBatch {
 }
 
 /// All rows of a data file, in order.
-async fn read_file(lake: &Lake, file: &LiveFile, fields: &[Option<i32>]) -> Result<BoxStream<'static, Result<FileBatch>>> {
+async fn read_file(
+    lake: &Lake,
+    file: &LiveFile,
+    fields: &[Option<i32>],
+) -> Result<BoxStream<'static, Result<FileBatch>>> {
     let location = file.file.file_path().to_owned();
     let failed = move |error: ParquetError| {
         let action = if matches!(error, ParquetError::External(_)) { Action::Retry } else { Action::Human };

@@ -63,8 +63,12 @@ pub async fn verify(config: &Config, tables: &[String], mut progress: impl FnMut
             continue;
         }
         match source.kind {
-            SourceKind::Postgres => postgres::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?,
-            SourceKind::Mongodb => mongodb::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?,
+            SourceKind::Postgres => {
+                postgres::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?
+            }
+            SourceKind::Mongodb => {
+                mongodb::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?
+            }
             SourceKind::Debezium => report.skipped.push(Skipped {
                 table: format!("{}.*", source.name),
                 reason: "its topics are another's, and their database is not known here".into(),
@@ -131,9 +135,7 @@ impl Selection {
 
     fn all_used(&self) -> Result<()> {
         match self.globs.iter().find(|(_, _, used)| !used) {
-            Some((text, ..)) => {
-                Err(Error::configuration("no table of the sources matches").with("table", text))
-            }
+            Some((text, ..)) => Err(Error::configuration("no table of the sources matches").with("table", text)),
             None => Ok(()),
         }
     }

@@ -61,7 +61,10 @@ pub async fn verify(
                     report.skipped.push(Skipped { table: super::sql_name(&table.id, &source.default_schema), reason });
                 }
                 Err(error) if tries < TRIES && too_old(&error) => {
-                    progress(&format!("{}: the server's history does not reach back to the cut, taking a newer one", source.name));
+                    progress(&format!(
+                        "{}: the server's history does not reach back to the cut, taking a newer one",
+                        source.name
+                    ));
                     let newer = cluster_time(&cut).unwrap_or(asked) + 1;
                     cut = newer_cut(verifier, &source.name, newer).await?;
                     continue;
@@ -208,8 +211,7 @@ impl Collection<'_> {
         columns.push(live(DOC_COLUMN).map(|c| LakeColumn::new(c, false)));
         let fields = Fields::new(fields, self.never);
         let shown = fields.columns();
-        let mut lake =
-            LakeSide::new(&verifier.lake, table, snapshot_id, columns, Shape::Documents(fields.clone()));
+        let mut lake = LakeSide::new(&verifier.lake, table, snapshot_id, columns, Shape::Documents(fields.clone()));
         let mut rows = MongodbSide {
             database: self.client.database(&self.id.schema),
             collection: &self.id.name,

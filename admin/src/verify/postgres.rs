@@ -61,7 +61,10 @@ pub async fn verify(
         match moment(verifier, source, progress).await? {
             Some(moment) => break moment,
             None if tries < TRIES => progress(&format!("{}: the cut was missed, trying again", source.name)),
-            None => return Err(Error::retry("no cut could be placed: the connector or the sink passed each").with("source", &source.name)),
+            None => {
+                return Err(Error::retry("no cut could be placed: the connector or the sink passed each")
+                    .with("source", &source.name));
+            }
         }
     };
     let filter = TableFilter::new(&source.include, &source.exclude)?;
@@ -81,11 +84,7 @@ pub async fn verify(
 // ---- the moment
 
 /// One moment that the source, the log and the lake all have; None: it was missed, and another may not be.
-async fn moment(
-    verifier: &Verifier,
-    source: &SourceConfig,
-    progress: &mut impl FnMut(&str),
-) -> Result<Option<Moment>> {
+async fn moment(verifier: &Verifier, source: &SourceConfig, progress: &mut impl FnMut(&str)) -> Result<Option<Moment>> {
     let name = &source.name;
     let last = verifier.log.last_checkpoint(name).await?.ok_or_else(|| {
         Error::retry("the source has no checkpoint yet: is `lakeward run` running?").with("source", name)
@@ -115,8 +114,7 @@ async fn moment(
         }
     };
     progress(&format!("{name}: cut at {}, waiting for the lake", checkpoint.draft.position));
-    let awaited =
-        await_cut(&verifier.checkpoints, name, checkpoint.id, checkpoint.draft.watermark, PATIENCE).await?;
+    let awaited = await_cut(&verifier.checkpoints, name, checkpoint.id, checkpoint.draft.watermark, PATIENCE).await?;
     Ok(match awaited {
         Awaited::Cut(cut) => Some(Moment { client, checkpoint, cut }),
         Awaited::Passed => None,
@@ -397,7 +395,8 @@ impl PostgresSide<'_> {
         unfit.clear();
         let mut values = fields(line);
         for (index, canon) in self.columns.iter().enumerate() {
-            let field = values.next().ok_or_else(|| Error::human("the server's COPY has a row with too few columns"))?;
+            let field =
+                values.next().ok_or_else(|| Error::human("the server's COPY has a row with too few columns"))?;
             row.push(|out| {
                 if !unescape(field, text) {
                     return false;
@@ -431,7 +430,8 @@ impl PostgresSide<'_> {
             .iter()
             .filter_map(|index| {
                 // A key column that cannot be held is null in the letter's key.
-                let value = row.value(*index).map_or_else(|| "null".into(), |v| String::from_utf8_lossy(v).into_owned());
+                let value =
+                    row.value(*index).map_or_else(|| "null".into(), |v| String::from_utf8_lossy(v).into_owned());
                 Some((self.names.get(*index)?.as_str(), value))
             })
             .collect();

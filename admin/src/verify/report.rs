@@ -86,7 +86,11 @@ impl Report {
         let mut out = String::new();
         let width = self.tables.iter().map(|t| t.table.len()).chain([5]).max().unwrap_or(5);
         if !self.tables.is_empty() {
-            let _ = writeln!(out, "{:width$}  {:>12}  {:>12}  {:<11}  moment, position", "table", "source rows", "lake rows", "answer");
+            let _ = writeln!(
+                out,
+                "{:width$}  {:>12}  {:>12}  {:<11}  moment, position",
+                "table", "source rows", "lake rows", "answer"
+            );
         }
         for table in &self.tables {
             let answer = if table.difference.is_none() { "equal" } else { "DIFFERENT" };
@@ -180,7 +184,8 @@ impl Difference {
             for row in rows {
                 let _ = writeln!(out, "    {}", key_text(&row.key));
                 for (column, (source, lake)) in &row.columns {
-                    let text = |value: &Option<String>| value.as_ref().map_or_else(|| "NULL".into(), |v| format!("{v:?}"));
+                    let text =
+                        |value: &Option<String>| value.as_ref().map_or_else(|| "NULL".into(), |v| format!("{v:?}"));
                     let _ = writeln!(out, "        {column}: source {}, lake {}", text(source), text(lake));
                 }
             }

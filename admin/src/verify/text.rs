@@ -371,7 +371,11 @@ impl<'a> Printer<'a> {
                 let list = array.as_list::<i32>();
                 Self::List(list, Box::new(Self::new(list.values())?))
             }
-            other => return Err(Error::human("the lake has a column of a type that Lakeward does not write").with("type", other)),
+            other => {
+                return Err(
+                    Error::human("the lake has a column of a type that Lakeward does not write").with("type", other)
+                );
+            }
         })
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array, Float64Array,
-    Int32Array, ListArray, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
+    Float64Array, Int32Array, ListArray, StringArray, TimestampMicrosecondArray,
 };
 
 use super::*;
@@ -28,7 +28,8 @@ fn canonical(canon: &Canon, text: &str) -> Option<String> {
 
 #[test]
 fn dates_and_times_print_as_the_server_does() {
-    let dates = Date32Array::from(vec![Some(0), Some(-719_163), Some(2_932_897), Some(i32::MAX), Some(-i32::MAX), None]);
+    let dates =
+        Date32Array::from(vec![Some(0), Some(-719_163), Some(2_932_897), Some(i32::MAX), Some(-i32::MAX), None]);
     assert_eq!(
         printed(Arc::new(dates)),
         ["1970-01-01", "0001-12-31 BC", "10000-01-01", "infinity", "-infinity", "(null)"]
@@ -66,11 +67,19 @@ fn scalars_print_as_the_server_does() {
 fn floats_are_equal_by_their_bits() {
     for text in ["1.1", "-0", "0", "1e+20", "1.17549435e-38", "NaN", "Infinity", "-Infinity", "3.4028235e+38"] {
         let value: f32 = text.parse().unwrap();
-        assert_eq!(canonical(&Canon::Float, text).unwrap(), printed(Arc::new(Float32Array::from(vec![value])))[0], "{text}");
+        assert_eq!(
+            canonical(&Canon::Float, text).unwrap(),
+            printed(Arc::new(Float32Array::from(vec![value])))[0],
+            "{text}"
+        );
     }
     for text in ["0.1", "5e-324", "1.7976931348623157e+308", "-0", "1e+16", "1e-05"] {
         let value: f64 = text.parse().unwrap();
-        assert_eq!(canonical(&Canon::Double, text).unwrap(), printed(Arc::new(Float64Array::from(vec![value])))[0], "{text}");
+        assert_eq!(
+            canonical(&Canon::Double, text).unwrap(),
+            printed(Arc::new(Float64Array::from(vec![value])))[0],
+            "{text}"
+        );
     }
     assert_ne!(canonical(&Canon::Double, "-0"), canonical(&Canon::Double, "0"));
     assert_ne!(canonical(&Canon::Double, "0.1"), canonical(&Canon::Double, "0.10000000000000002"));
@@ -80,8 +89,18 @@ fn floats_are_equal_by_their_bits() {
 fn arrays_are_quoted_as_the_server_does() {
     let of_texts = Canon::of(&LogicalType::List(Box::new(LogicalType::String)), b',');
     let server = r#"{a,"b c",NULL,"NULL","","x\"y","back\\slash","{",",",é}"#;
-    let elements =
-        [Some("a"), Some("b c"), None, Some("NULL"), Some(""), Some("x\"y"), Some("back\\slash"), Some("{"), Some(","), Some("é")];
+    let elements = [
+        Some("a"),
+        Some("b c"),
+        None,
+        Some("NULL"),
+        Some(""),
+        Some("x\"y"),
+        Some("back\\slash"),
+        Some("{"),
+        Some(","),
+        Some("é"),
+    ];
     let mut list = arrow::array::ListBuilder::new(arrow::array::StringBuilder::new());
     list.append_value(elements);
     list.append_value(Vec::<Option<&str>>::new());
@@ -95,7 +114,8 @@ fn arrays_are_quoted_as_the_server_does() {
 #[test]
 fn arrays_of_floats_by_their_bits() {
     let of_floats = Canon::of(&LogicalType::List(Box::new(LogicalType::Double)), b',');
-    let list = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([Some(1.0), None, Some(1e20), Some(f64::NAN)])]);
+    let list =
+        ListArray::from_iter_primitive::<Float64Type, _, _>([Some([Some(1.0), None, Some(1e20), Some(f64::NAN)])]);
     assert_eq!(canonical(&of_floats, "{1,NULL,1e+20,NaN}").unwrap(), printed(Arc::new(list))[0]);
     // pgvector
     assert_eq!(canonical(&of_floats, "[1,2.5]"), canonical(&of_floats, "{1,2.5}"));
@@ -110,7 +130,10 @@ fn what_no_column_can_hold_is_told() {
     for text in ["NaN", "Infinity", "-Infinity"] {
         assert_eq!(canonical(&Canon::Decimal, text), None);
     }
-    assert_eq!(canonical(&Canon::Timestamp, "294247-01-10 04:00:54.775806").as_deref(), Some("294247-01-10 04:00:54.775806"));
+    assert_eq!(
+        canonical(&Canon::Timestamp, "294247-01-10 04:00:54.775806").as_deref(),
+        Some("294247-01-10 04:00:54.775806")
+    );
     assert_eq!(canonical(&Canon::Timestamp, "294276-12-31 23:59:59.999999"), None);
     assert_eq!(canonical(&Canon::Timestamp, "294276-12-31 23:59:59.999999+00"), None);
     assert!(canonical(&Canon::Timestamp, "4713-01-01 00:00:00 BC").is_some());
@@ -119,7 +142,10 @@ fn what_no_column_can_hold_is_told() {
 
 #[test]
 fn composites_are_equal_by_their_leaves() {
-    let same = [(r#"(1,"a ""b""",,t)"#, r#"{"a":1,"b":"a \"b\"","c":null,"d":true}"#), (r#"(1,"(2,x)")"#, r#"{"a":1,"n":{"b":2,"c":"x"}}"#)];
+    let same = [
+        (r#"(1,"a ""b""",,t)"#, r#"{"a":1,"b":"a \"b\"","c":null,"d":true}"#),
+        (r#"(1,"(2,x)")"#, r#"{"a":1,"n":{"b":2,"c":"x"}}"#),
+    ];
     for (text, json) in same {
         assert_eq!(canonical(&Canon::Composite, text), canonical(&Canon::Composite, json));
     }

@@ -97,7 +97,9 @@ impl Pipeline {
         loop {
             let answer = self.verify(tables).await;
             let waits = match &answer {
-                Ok(report) => report.skipped.iter().any(|s| s.reason.contains("snapshot") || s.reason.contains("name it")),
+                Ok(report) => {
+                    report.skipped.iter().any(|s| s.reason.contains("snapshot") || s.reason.contains("name it"))
+                }
                 Err(error) => error.is_retryable(),
             };
             if !waits || std::time::Instant::now() > deadline {

@@ -140,6 +140,13 @@ impl<'a> Capture<'a> {
                 return Err(Error::human("the log's checkpoints under this name are those of a PostgreSQL source")
                     .with("source", &source.name));
             };
+            if *cluster_time > caught_up_at {
+                // The stream would wait for this moment in silence.
+                return Err(Error::resnapshot(
+                    "the log is ahead of the server: the server was set back, or is another one; the source must be read anew",
+                )
+                .with("source", &source.name));
+            }
             (time, token) = (*cluster_time, at.clone());
             ticks = Ticks::new(interval, last.draft.watermark_from.saturating_sub(1), last.draft.watermark);
             if !last.draft.snapshot.is_null() {
@@ -509,15 +516,16 @@ impl<'a> Capture<'a> {
             let (before, wanted) = (builder.bytes(), ids.len());
             let wall = self.ticks.seen(0);
             let mut at = self.time;
-            let exact =
-                read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
+            let exact = read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
             if !exact || !ids.is_empty() {
                 // A document that the stream says is there and the server does not find: its collection was dropped since, or
                 // it is deleted later in the transaction that is not whole yet.
                 let mut there = false;
-                for _ in 0..10 {
+                for pause in 0..20 {
+                    tokio::time::sleep(Duration::from_millis(5 * pause)).await;
                     at = operation_time(&self.client).await?.max(self.time);
-                    there = read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
+                    there =
+                        read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
                     if there {
                         break;
                     }

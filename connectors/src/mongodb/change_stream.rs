@@ -139,14 +139,7 @@ impl<'a> Event<'a> {
             "drop" => Change::Drop,
             _ => Change::Rename { to: namespace(raw, "to").ok_or_else(|| missing("to"))? },
         };
-        Ok(Some(Self {
-            database,
-            collection,
-            cluster_time: cluster_time(time),
-            wall,
-            tx: transaction(raw),
-            change,
-        }))
+        Ok(Some(Self { database, collection, cluster_time: cluster_time(time), wall, tx: transaction(raw), change }))
     }
 }
 

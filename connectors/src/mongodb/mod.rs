@@ -5,7 +5,7 @@
 //! # Layout
 //! - [`client`]: connections, clocks, errors
 //! - [`collections`]: which collections are captured, and what stands in the way
-//! - [`change_stream`]: events
+//! - [`change_stream`]: its events
 //! - [`resume_token`]: tokens and the cluster times in them
 //! - [`snapshot`]: ranges of `_id`, and why they are exact
 //! - [`builder`], [`canonical`]: BSON to columns and to canonical Extended JSON

@@ -104,13 +104,13 @@ pub async fn read_range(
         "find": collection, "hint": { "_id": 1 }, "sort": { "_id": 1 }, "limit": rows, "batchSize": rows as i32,
         "readConcern": { "level": "snapshot", "atClusterTime": bson_time(at) },
     };
-    let after = match after {
+    let after_id = match after {
         Some(json) => Some(
             Bson::try_from(json.clone()).map_err(|e| Error::bug("an _id in the checkpoint does not read").source(e))?,
         ),
         None => None,
     };
-    if let Some(after) = &after {
+    if let Some(after) = &after_id {
         command.insert("min", doc! { "_id": after.clone() });
     }
     let refused = |e: mongodb::error::Error| match code(&e) {
@@ -122,6 +122,7 @@ pub async fn read_range(
         Ok(cursor) => cursor.with_type::<RawDocumentBuf>(),
         Err(e) => return refused(e),
     };
+    let place = Place { sequence: 0, cluster_time: at, tx: None, wall: Some((at >> 32) as i64 * 1_000_000) };
     let (mut seen, mut last) = (0, None);
     while match cursor.advance().await {
         Ok(more) => more,
@@ -130,12 +131,14 @@ pub async fn read_range(
         let document = cursor.current();
         seen += 1;
         let id = document.get("_id").map_err(unreadable)?;
-        if seen == 1 && after.is_some() && id.and_then(|id| Bson::try_from(id).ok()) == after {
-            continue; // `min` is inclusive
+        // `min` is inclusive. Compared as text: NaN is not equal to itself.
+        if seen == 1
+            && let (Some(after), Some(id)) = (after, id)
+            && Bson::try_from(id).is_ok_and(|id| id.into_canonical_extjson() == *after)
+        {
+            continue;
         }
-        let place =
-            Place { sequence: *sequence, cluster_time: at, tx: None, wall: Some((at >> 32) as i64 * 1_000_000) };
-        builder.document(Op::Read, document, place)?;
+        builder.document(Op::Read, document, Place { sequence: *sequence, ..place })?;
         *sequence += 1;
         last = id.map(|id| id.to_raw_bson());
         if builder.bytes() > RANGE_BYTES {
@@ -143,6 +146,24 @@ pub async fn read_range(
         }
     }
     let whole = seen < rows && builder.bytes() <= RANGE_BYTES;
+    if whole && after_id.is_some_and(|id| id != Bson::MaxKey) {
+        // A range without `max` ends before MaxKey, unlike a scan.
+        let command = doc! {
+            "find": collection, "filter": { "_id": { "$eq": Bson::MaxKey } },
+            "readConcern": { "level": "snapshot", "atClusterTime": bson_time(at) },
+        };
+        let mut cursor = match client.database(database).run_cursor_command(command).await {
+            Ok(cursor) => cursor.with_type::<RawDocumentBuf>(),
+            Err(e) => return refused(e),
+        };
+        while match cursor.advance().await {
+            Ok(more) => more,
+            Err(e) => return refused(e),
+        } {
+            builder.document(Op::Read, cursor.current(), Place { sequence: *sequence, ..place })?;
+            *sequence += 1;
+        }
+    }
     Ok(Range::Read(match (whole, last) {
         (false, Some(id)) => {
             let id = Bson::try_from(id).map_err(unreadable)?;

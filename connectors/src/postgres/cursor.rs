@@ -6,6 +6,7 @@ use lakeward_event::position::PartialTransaction;
 use lakeward_runtime::{Error, Result};
 
 use super::slot::Identity;
+pub use crate::grid::tick_at;
 
 /// The transaction that is arriving.
 #[derive(Debug, Clone)]
@@ -35,11 +36,6 @@ pub struct Cursor {
     watermark: i64,
     open: Option<Open>,
     skip: Option<PartialTransaction>,
-}
-
-/// The newest tick at or before a time.
-pub fn tick_at(time: i64, interval: i64) -> i64 {
-    time.div_euclid(interval) * interval
 }
 
 impl Cursor {

@@ -119,7 +119,7 @@ async fn look(source: &SourceConfig, client: &Client) -> Result<Vec<Problem>> {
         }
         let rights = client
             .query_one(
-                "SELECT has_table_privilege($1, 'SELECT'), pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = $1",
+                "SELECT has_table_privilege($1::oid, 'SELECT'), pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = $1::oid",
                 &[&table.oid],
             )
             .await

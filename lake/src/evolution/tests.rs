@@ -90,7 +90,7 @@ fn add_rename_widen_drop_and_add_again() {
         [field(1, "id", true), field(2, "aa", false), field(3, "b__dropped1", false), field(4, "B", false)]
     );
     table.then(&id_and(&[column("2", "aa", LogicalType::Long, None), column("5", "b", LogicalType::String, None)]));
-    assert_eq!(table.fields()[3..], [field(4, "B__dropped1", false).clone(), field(5, "b", false)]);
+    assert_eq!(table.fields()[3..], [field(4, "B__dropped2", false), field(5, "b", false)]);
 }
 
 #[test]

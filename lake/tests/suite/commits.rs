@@ -65,7 +65,7 @@ async fn life(fresh: Fresh) {
     let loaded = other.load(&id).await.unwrap().unwrap();
     assert_eq!(loaded.metadata(), table.metadata());
     assert_eq!(people_of(&other, &loaded).await, rows(&[(9, "z")]));
-    assert_eq!(other.tables().await.unwrap(), [id.clone()]);
+    assert_eq!(other.tables().await.unwrap(), std::slice::from_ref(&id));
     assert_eq!(other.namespaces().await.unwrap(), ["users"]);
     assert_eq!(other.metadata_locations().await.unwrap()[&id], table.metadata_location());
     assert!(other.load(&ident("users", "other")).await.unwrap().is_none());

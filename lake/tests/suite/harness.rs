@@ -169,7 +169,7 @@ pub async fn row_delta(lake: &Lake, table: &Table, gone: &[i64], rows: &[(i64, &
     let mut deletes = Vec::new();
     for live in &files.data {
         let path = live.file.file_path();
-        let ids = read_column::<i64>(lake, path, "id").await;
+        let ids = read_column(lake, path, "id").await;
         let gone: RoaringTreemap = (0..ids.len() as u64)
             .filter(|row| !deleted.get(path).is_some_and(|d| d.contains(*row)))
             .filter(|row| gone.contains(&ids[*row as usize]))
@@ -189,7 +189,7 @@ pub async fn read_file(lake: &Lake, path: &str) -> Vec<RecordBatch> {
     ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap().map(Result::unwrap).collect()
 }
 
-async fn read_column<T>(lake: &Lake, path: &str, name: &str) -> Vec<i64> {
+async fn read_column(lake: &Lake, path: &str, name: &str) -> Vec<i64> {
     let mut values = Vec::new();
     for batch in read_file(lake, path).await {
         values.extend(batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().values());

@@ -145,7 +145,13 @@ struct Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let touched = proptest::array::uniform3(prop_oneof![2 => Just(0), 1 => 1..5i64]);
-    (touched, any::<bool>(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), prop::option::weighted(0.3, 0..4usize))
+    (
+        touched,
+        any::<bool>(),
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.2),
+        prop::option::weighted(0.3, 0..4usize),
+    )
         .prop_map(|(touched, idle, cut, early, crash)| Step { touched, idle, cut, early, crash })
 }
 

@@ -308,7 +308,7 @@ fn full_class(lengths: &[usize]) -> Option<u32> {
 fn merge_runs(path: &Path, runs: &[Run], keep: impl Fn(&Entry) -> bool) -> std::io::Result<Run> {
     let mut heads = std::collections::BinaryHeap::new();
     for (number, run) in runs.iter().enumerate() {
-        if run.len() > 0 {
+        if !run.is_empty() {
             heads.push(std::cmp::Reverse((run.entry(0), number, 0)));
         }
     }

@@ -158,6 +158,9 @@ impl Run {
     pub fn len(&self) -> usize {
         self.entries
     }
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
     pub fn checksum(&self) -> u64 {
         self.checksum
     }

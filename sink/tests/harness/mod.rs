@@ -274,8 +274,7 @@ impl Bench {
         let (_keep, until) = watch::channel(targets);
         let options = lakeward_sink::Options { tables: None, until: Some(until) };
         let config = self.config("state");
-        let run =
-            lakeward_sink::run(&config, self.lake.clone(), self.log.clone(), options, CancellationToken::new());
+        let run = lakeward_sink::run(&config, self.lake.clone(), self.log.clone(), options, CancellationToken::new());
         tokio::time::timeout(Duration::from_secs(60), run).await.expect("the sink catches up").unwrap();
     }
 
@@ -284,8 +283,7 @@ impl Bench {
         let (config, lake, log) = (self.config(state), self.lake.clone(), self.log.clone());
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
-        let task =
-            tokio::spawn(async move { lakeward_sink::run(&config, lake, log, Default::default(), token).await });
+        let task = tokio::spawn(async move { lakeward_sink::run(&config, lake, log, Default::default(), token).await });
         RunningSink { shutdown, task }
     }
 

@@ -9,9 +9,11 @@ use super::*;
 async fn every_kind_of_change() {
     let source = Source::create("changes").await;
     let a = source.collection("a");
-    a.insert_many((0..40).map(|i| doc! { "_id": i, "n": i, "gone": true, "arr": [1, 2, 3, 4, 5], "in": { "x": 1, "y": [1, 2, { "z": 3 }] } }))
-        .await
-        .unwrap();
+    a.insert_many((0..40).map(
+        |i| doc! { "_id": i, "n": i, "gone": true, "arr": [1, 2, 3, 4, 5], "in": { "x": 1, "y": [1, 2, { "z": 3 }] } },
+    ))
+    .await
+    .unwrap();
     let running = source.start();
     let mut reader = source.reader().await;
     reader.until(|c| c.draft.cut && c.draft.converging.is_empty()).await;
@@ -32,7 +34,9 @@ async fn every_kind_of_change() {
         a.update_one(id(i as i32), update).await.unwrap();
     }
     a.update_one(id(6), vec![doc! { "$set": { "arr": { "$slice": ["$arr", 2] } } }]).await.unwrap();
-    a.update_one(id(7), vec![doc! { "$set": { "n": { "$add": ["$n", 1] } } }, doc! { "$unset": "gone" }]).await.unwrap();
+    a.update_one(id(7), vec![doc! { "$set": { "n": { "$add": ["$n", 1] } } }, doc! { "$unset": "gone" }])
+        .await
+        .unwrap();
     let settled = source.settle(&mut reader).await;
     assert!(reader.patches >= 8, "{}", reader.patches);
     let patches = reader.patches;
@@ -72,7 +76,11 @@ async fn every_kind_of_change() {
     a.replace_one(id(30), doc! { "whole": "new" }).await.unwrap();
     a.delete_many(doc! { "_id": { "$gte": 35 } }).await.unwrap();
     a.insert_many((35..38).map(|i| doc! { "_id": i, "back": true })).await.unwrap();
-    source.collection("later").insert_many((0..300).map(|i| doc! { "_id": i, "created": "while it runs" })).await.unwrap();
+    source
+        .collection("later")
+        .insert_many((0..300).map(|i| doc! { "_id": i, "created": "while it runs" }))
+        .await
+        .unwrap();
     source.collection("later").update_many(doc! {}, doc! { "$set": { "n": 1 } }).await.unwrap();
     source.collection("left_out").insert_one(doc! {}).await.unwrap();
     source.settle(&mut reader).await;

@@ -102,7 +102,8 @@ impl LogReader {
                 }
             }
         }
-        let schemas = if checkpoint.ends.is_empty() { Vec::new() } else { self.log.schemas(&self.source).await.unwrap() };
+        let schemas =
+            if checkpoint.ends.is_empty() { Vec::new() } else { self.log.schemas(&self.source).await.unwrap() };
         let visitor = Box::new(Visitor { decoders: HashMap::new(), schemas });
         let visitor = tokio::time::timeout(PATIENCE, records.read_to(&checkpoint.ends, visitor)).await;
         let visitor = visitor.expect("the records come").unwrap().into_any().downcast::<Visitor>().unwrap();
@@ -154,8 +155,10 @@ impl LogReader {
                         (Some(document), None) => document,
                         (None, Some(patch)) => {
                             self.patches += 1;
-                            let old = table.get(&id).unwrap_or_else(|| panic!("{} {id} is not there: {patch}", row.table));
-                            apply_patch(old, &patch).unwrap_or_else(|e| panic!("{} {id}: {e}: {old} {patch}", row.table))
+                            let old =
+                                table.get(&id).unwrap_or_else(|| panic!("{} {id} is not there: {patch}", row.table));
+                            apply_patch(old, &patch)
+                                .unwrap_or_else(|e| panic!("{} {id}: {e}: {old} {patch}", row.table))
                         }
                         other => panic!("neither document nor patch, or both: {other:?}"),
                     };

@@ -121,7 +121,14 @@ impl Source {
     fn start(&self) -> Running {
         let shutdown = CancellationToken::new();
         let (config, context, token, rows) = (self.config(), self.context(false), shutdown.clone(), self.range_rows);
-        let task = tokio::spawn(async move { run_with(&config, &context, &token, rows).await });
+        let task = tokio::spawn(async move {
+            let outcome = run_with(&config, &context, &token, rows).await;
+            if let Err(error) = &outcome {
+                // Shown beside the wait that then fails.
+                println!("connector ended: {error}");
+            }
+            outcome
+        });
         Running { task, shutdown }
     }
 
@@ -183,9 +190,7 @@ impl Source {
     /// Reads the log until a cut that holds everything committed before this call, compares, and returns that cut.
     async fn settle(&self, reader: &mut LogReader) -> Checkpoint {
         let time = self.now().await;
-        let cut = reader
-            .until(|c| c.draft.cut && c.draft.converging.is_empty() && position(c).0 >= time)
-            .await;
+        let cut = reader.until(|c| c.draft.cut && c.draft.converging.is_empty() && position(c).0 >= time).await;
         self.compare(reader, &cut).await;
         cut
     }

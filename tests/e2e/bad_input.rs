@@ -1,0 +1,156 @@
+//! What users get wrong, and what comes in broken: a clear message, the right exit code, and nothing lost.
+
+use std::process::Output;
+
+use serde_json::json;
+
+use crate::harness::{Lakeward, Pipeline, Postgres, Servers, fresh, produce, stream_records, wait_until};
+
+/// Ended with this code, and said each of these words.
+#[track_caller]
+fn said(output: &Output, code: i32, words: &[&str]) {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "no `{word}` in: {text}");
+    }
+    assert!(!text.contains("lakeward-secret") && !text.contains("wrong-password"), "a secret is shown: {text}");
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+fn pipeline() -> (Postgres, Lakeward) {
+    let users = Postgres::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t SELECT i, 'v' || i, i FROM generate_series(1, 20) i",
+    );
+    let lake = Pipeline::new().postgres(&users).build();
+    (users, lake)
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_nearest() {
+    let (_users, lake) = pipeline();
+    let config = lake.variant("state", &[("commit_interval", "comit_interval")]);
+    said(&lake.call_with(&config, &["run"]), 2, &["comit_interval", "did you mean `commit_interval`"]);
+    said(&lake.call_with(&lake.dir().join("nowhere.toml"), &["run"]), 2, &["nowhere.toml", "lakeward init"]);
+    said(&lake.call(&["run", "everything"]), 2, &["everything"]);
+    said(&lake.call(&["run", "--source", "nobody"]), 2, &["nobody"]);
+}
+
+#[test]
+fn servers_that_are_away_or_refuse_are_named() {
+    let (users, lake) = pipeline();
+    let servers = Servers::get();
+    let host = |url: &str| url.rsplit_once('@').map_or(url, |(_, rest)| rest).split('/').next().unwrap().to_owned();
+    let postgres = host(&users.url);
+
+    // The password: nothing that time would cure.
+    let config = lake.variant("state", &[("postgres:lakeward@", "postgres:wrong-password@")]);
+    said(&lake.call_with(&config, &["check"]), 1, &["password"]);
+    said(&lake.call_with(&config, &["run", "--until-caught-up"]), 2, &["password"]);
+
+    // A port at which nobody listens: `check` says so at once, for each server.
+    let config = lake.variant("state", &[(&format!("@{postgres}/"), "@127.0.0.1:9/")]);
+    said(&lake.call_with(&config, &["check"]), 1, &[&users.name, "127.0.0.1:9"]);
+    let config = lake.variant("state", &[(&format!("brokers = \"{}\"", servers.kafka), "brokers = \"127.0.0.1:9\"")]);
+    said(&lake.call_with(&config, &["check"]), 1, &["127.0.0.1:9"]);
+    let config =
+        lake.variant("state", &[(&format!("endpoint = \"{}\"", servers.s3), "endpoint = \"http://127.0.0.1:9\"")]);
+    said(&lake.call_with(&config, &["check"]), 1, &["127.0.0.1:9"]);
+
+    let bucket = fresh("no-bucket-");
+    let config = lake.variant("state", &[("s3://lake/", &format!("s3://{bucket}/"))]);
+    said(&lake.call_with(&config, &["check"]), 1, &[&bucket]);
+    said(&lake.call_with(&config, &["run", "--until-caught-up"]), 2, &[&bucket]);
+
+    // And with what is right, right.
+    said(&lake.call(&["check"]), 0, &[]);
+}
+
+#[test]
+fn sql_that_is_wrong_or_would_write_is_refused() {
+    let (users, lake) = pipeline();
+    let t = format!("{}.t", users.name);
+    said(&lake.call(&["sql", "-c", &format!("select * from {t}")]), 1, &["t"]);
+    lake.catch_up();
+    said(&lake.call(&["sql", "-c", &format!("select nothing from {t}")]), 1, &["nothing"]);
+    said(&lake.call(&["sql", "-c", "selekt 1"]), 1, &["selekt"]);
+    for statement in [
+        format!("delete from {t}"),
+        format!("insert into {t} values (1)"),
+        format!("drop table {t}"),
+        "create table x (i int)".into(),
+    ] {
+        said(&lake.call(&["sql", "-c", &statement]), 1, &["read"]);
+    }
+    said(&lake.call(&["sql", "--format", "xml", "-c", "select 1"]), 2, &["xml"]);
+    assert_eq!(lake.value(&format!("select count(*) from {t}")), json!(20));
+}
+
+/// Somebody else writes into our topic: the record is set aside, with the place where it lies, and the rest goes on.
+#[test]
+fn an_unreadable_record_is_a_dead_letter() {
+    let (users, lake) = pipeline();
+    let t = format!("{}.t", users.name);
+    let running = lake.start(&[]);
+    lake.wait_for_value(&format!("select count(*) from {t}"), &json!(20));
+    let topic = format!("{}.public.t", users.name);
+    let broken = produce(&Servers::get().kafka, &topic, 1, b"{\"id\":3}", b"{\"op\": \"u\", \"after\": {\"id\": 3");
+    let bytes = produce(&Servers::get().kafka, &topic, 0, b"\xff\xfe", b"\x00\xff not json");
+    users.execute("UPDATE t SET n = n + 100; INSERT INTO t VALUES (21, 'more', 121)");
+    lake.wait_for_value(&format!("select count(*) from {t} where n > 100"), &json!(21));
+    let letters = lake.sql(&format!(
+        "select topic, \"partition\", \"offset\", payload, error from lakeward.dead_letters where source = '{}' order by \"partition\"",
+        users.name
+    ));
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    for (letter, (partition, offset, payload)) in letters
+        .iter()
+        .zip([(0, bytes, "\\x00ff206e6f74206a736f6e"), (1, broken, "{\"op\": \"u\", \"after\": {\"id\": 3")])
+    {
+        assert_eq!(
+            (&letter["topic"], &letter["partition"], &letter["offset"]),
+            (&json!(topic), &json!(partition), &json!(offset))
+        );
+        assert_eq!(letter["payload"], json!(payload));
+        assert!(letter["error"].as_str().is_some_and(|e| !e.is_empty()), "{letter}");
+    }
+    running.kill();
+    // They are not written again, and they hold nothing up.
+    users.execute("DELETE FROM t WHERE id = 1");
+    let running = lake.start(&[]);
+    lake.wait_for_value(&format!("select count(*) from {t}"), &json!(20));
+    assert_eq!(
+        lake.value(&format!("select count(*) from lakeward.dead_letters where source = '{}'", users.name)),
+        json!(2)
+    );
+    lake.verify();
+    running.stop();
+}
+
+/// A user sets a table back, or writes to it, while the sink runs: it stops or rebases, and doubles nothing.
+#[test]
+fn a_table_set_back_by_somebody_else_is_noticed() {
+    let users = Postgres::new(
+        "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 20) i",
+    );
+    let lake = Pipeline::new().postgres(&users).postgres_catalog().build();
+    let t = format!("{}.t", users.name);
+    lake.catch_up();
+    let catalog = lake.catalog().unwrap();
+    let row = format!("FROM iceberg_tables WHERE table_namespace = '{}' AND table_name = 't'", users.name);
+    let before = catalog.value(&format!("SELECT metadata_location {row}"));
+    let mut running = lake.start(&[]);
+    users.execute("UPDATE t SET n = 1; INSERT INTO t VALUES (21, 1)");
+    lake.wait_for_value(&format!("select sum(n) from {t}"), &json!(21));
+    // What a restore of the catalog from a backup does.
+    catalog.execute(&format!(
+        "UPDATE iceberg_tables SET metadata_location = '{before}' {}",
+        &row["FROM iceberg_tables ".len()..]
+    ));
+    users.execute("UPDATE t SET n = 2; INSERT INTO t VALUES (22, 2)");
+    wait_until("the sink notices", || !running.is_running());
+    let (status, log) = (running.wait(), running.log());
+    assert_eq!(status.code(), Some(4), "a person must look: {log}");
+    assert!(log.contains(&t), "it names the table: {log}");
+    assert!(!stream_records(&Servers::get().kafka, &users.name).is_empty());
+}

@@ -1,0 +1,123 @@
+//! The log from outside: records as any other consumer of the topics gets them.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::Value;
+
+use super::{PATIENCE, block_on};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn client(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    config
+}
+
+/// A record of a data topic.
+#[derive(Debug)]
+pub struct Record {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    /// Second field of the header `lakeward`: the publisher's counter.
+    pub sequence: i64,
+    pub key: Value,
+    /// The envelope.
+    pub value: Value,
+}
+
+impl Record {
+    /// c, u, d, r or t.
+    pub fn op(&self) -> &str {
+        self.value["op"].as_str().expect("an envelope has `op`")
+    }
+}
+
+/// All committed records of the data topics of a source, in the order of topic, partition and offset.
+pub fn stream_records(brokers: &str, source: &str) -> Vec<Record> {
+    let consumer: BaseConsumer = client(brokers)
+        .set("group.id", "nobody")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap();
+    let metadata = consumer.fetch_metadata(None, TIMEOUT).unwrap();
+    let prefix = format!("{source}.");
+    let mut partitions = TopicPartitionList::new();
+    for topic in metadata.topics() {
+        if topic.name().starts_with(&prefix) && !topic.name().starts_with(&format!("{prefix}__")) {
+            for partition in topic.partitions() {
+                partitions.add_partition_offset(topic.name(), partition.id(), Offset::Beginning).unwrap();
+            }
+        }
+    }
+    assert!(partitions.count() > 0, "{source} has topics");
+    consumer.assign(&partitions).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let (mut ended, mut records) = (0, Vec::new());
+    while ended < partitions.count() {
+        assert!(Instant::now() < deadline, "the end of {ended} of {} partitions is reached", partitions.count());
+        match consumer.poll(Duration::from_millis(200)) {
+            None => {}
+            Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
+            Some(Err(error)) => panic!("reading {source}: {error}"),
+            Some(Ok(message)) => {
+                let header = message.headers().and_then(|h| h.iter().find(|h| h.key == "lakeward")?.value);
+                let header = std::str::from_utf8(header.expect("a record has the header `lakeward`")).unwrap();
+                let sequence = header.split(',').nth(1).and_then(|s| s.parse().ok());
+                records.push(Record {
+                    topic: message.topic().to_owned(),
+                    partition: message.partition(),
+                    offset: message.offset(),
+                    sequence: sequence.unwrap_or_else(|| panic!("a header with a sequence: {header}")),
+                    key: message.key().map(|k| serde_json::from_slice(k).unwrap()).unwrap_or_default(),
+                    value: serde_json::from_slice(message.payload().expect("a value")).unwrap(),
+                });
+            }
+        }
+    }
+    records.sort_by(|a, b| (&a.topic, a.partition, a.offset).cmp(&(&b.topic, b.partition, b.offset)));
+    records
+}
+
+/// Puts a record of somebody else's into a topic; its offset.
+pub fn produce(brokers: &str, topic: &str, partition: i32, key: &[u8], value: &[u8]) -> i64 {
+    let producer: FutureProducer = client(brokers).create().unwrap();
+    let record = FutureRecord::to(topic).partition(partition).key(key).payload(value);
+    block_on(producer.send(record, TIMEOUT)).map_err(|(error, _)| error).unwrap().offset
+}
+
+/// Deletes all topics of these sources; what cannot be deleted stays.
+pub fn delete_topics(brokers: &str, sources: &[String]) {
+    let deleted = || -> Result<(), KafkaError> {
+        let admin: AdminClient<DefaultClientContext> = client(brokers).set("log_level", "0").create()?;
+        let metadata = admin.inner().fetch_metadata(None, Duration::from_secs(5))?;
+        let ours = |topic: &str| {
+            sources.iter().any(|s| topic.strip_prefix(s.as_str()).is_some_and(|rest| rest.starts_with('.')))
+        };
+        let topics: Vec<&str> = metadata.topics().iter().map(|t| t.name()).filter(|t| ours(t)).collect();
+        if !topics.is_empty() {
+            for result in block_on(admin.delete_topics(&topics, &AdminOptions::new()))? {
+                match result {
+                    Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+                    Err((topic, error)) => eprintln!("topic {topic} stays behind: {error}"),
+                }
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = deleted() {
+        eprintln!("topics of {sources:?} stay behind: {error}");
+    }
+}

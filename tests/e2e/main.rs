@@ -1,0 +1,16 @@
+//! The binary as its users run it, on real servers: databases change -> `lakeward run` -> `lakeward sql`, `lakeward verify`.
+//!
+//! Every test has databases, collections, topics and a warehouse prefix of its own, and drops what would stay behind. The servers
+//! are those of `LAKEWARD_TEST_*` (`deploy/local/stack.sh env`), else those of a stack at its default ports.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod consistency;
+mod faults;
+mod harness;
+mod log_exactly_once;
+mod path;
+mod readers;
+mod schema;
+mod toast;
+mod zombie;
