@@ -443,17 +443,17 @@ impl Worker {
             .collect();
         match row(checkpoint.id, &tables, &ends, &checkpoint.draft.converging, &self.state) {
             Ok(tables) => {
+                let lag = (dead_letter::now() - checkpoint.draft.watermark) as f64 / 1e6;
                 if checkpoints::append(&self.sink.rows, &self.source.name, checkpoint, &tables).await? {
                     self.state.advance(checkpoint.id, &tables);
+                    tracing::info!(
+                        source = %self.source.name, checkpoint = checkpoint.id, position = %checkpoint.draft.position,
+                        tables = tables.tables.len(), lag_seconds = lag, "cut"
+                    );
                 } else {
                     self.state = checkpoints::state(&self.sink.rows, &self.source.name).await?.0;
                 }
-                let lag = (dead_letter::now() - checkpoint.draft.watermark) as f64 / 1e6;
                 metrics::gauge!("lakeward_sink_lag_seconds", "source" => self.source.name.clone()).set(lag);
-                tracing::info!(
-                    source = %self.source.name, checkpoint = checkpoint.id, position = %checkpoint.draft.position,
-                    tables = tables.tables.len(), lag_seconds = lag, "cut"
-                );
             }
             Err(NoRow::Older) => {}
             Err(NoRow::Passed(table)) => {

@@ -133,7 +133,8 @@ pub fn row(
         if table.checkpoint > cut && !table.offsets.iter().all(stands) {
             return Err(NoRow::Passed(table.name.clone()));
         }
-        let holds = |(partition, end): (&i32, &i64)| table.offsets.get(partition).is_some_and(|offset| offset >= end);
+        // A partition that was never written to ends at 0, and no table knows of it.
+        let holds = |(partition, end): (&i32, &i64)| table.offsets.get(partition).copied().unwrap_or(0) >= *end;
         if !known.is_none_or(|ends| ends.iter().all(holds)) {
             return Err(NoRow::NotYet(table.name.clone()));
         }

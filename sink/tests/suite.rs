@@ -137,7 +137,7 @@ async fn a_second_sink_stops() {
     let mut bench = Bench::new("zombie").await;
     bench.publish(&[insert(1, "a", "A")]).await;
     bench.sink().await;
-    let (first, second) = (bench.start_sink("one"), bench.start_sink("two"));
+    let (mut first, mut second) = (bench.start_sink("one"), bench.start_sink("two"));
     for round in 0..6 {
         bench.publish(&[insert(10 + round, "r", "R"), update(1, "again", None)]).await;
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
@@ -149,6 +149,8 @@ async fn a_second_sink_stops() {
     .expect("one of the two stops");
     let message = ended.unwrap_err().to_string();
     assert!(message.contains("another sink commits to this table"), "{message}");
+    first.stop().await;
+    second.stop().await;
     bench.sink().await;
     let rows = bench.rows().await;
     assert_eq!(rows.keys().copied().collect::<Vec<_>>(), [1, 10, 11, 12, 13, 14, 15]);
@@ -160,9 +162,10 @@ async fn one_state_dir_is_for_one_sink() {
     bench.publish(&[insert(1, "a", "A")]).await;
     let running = bench.start_sink("same");
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    let second = bench.start_sink("same").ended().await.unwrap_err().to_string();
+    let mut second = bench.start_sink("same");
+    let second = second.ended().await.unwrap_err().to_string();
     assert!(second.contains("another sink runs with this state_dir"), "{second}");
-    drop(running);
+    running.stop().await;
 }
 
 /// A record that cannot be read becomes one dead letter, and the rest goes on.
@@ -173,4 +176,49 @@ async fn a_bad_record_is_a_dead_letter_once() {
     bench.sink().await;
     assert_eq!(bench.rows().await, model(&[(1, "a", "A"), (2, "b", "B")]));
     assert_eq!(bench.dead_letters().await, 1);
+}
+
+/// Documents and patches: columns appear, patches are completed from the commit and from the lake, an integer column keeps
+/// its type when doubles come and the document keeps the value.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_become_columns() {
+    use lakeward_event::Op::{Create, Delete, Update};
+    let set = |field: &str, value: &str| {
+        format!(r#"{{"updatedFields":{{"{field}":{value}}},"removedFields":[],"truncatedArrays":[]}}"#)
+    };
+    let mut bench = Bench::new("documents").await;
+    bench.documents();
+    let (one, two) = (r#"{"_id":"a","n":{"$numberInt":"1"}}"#, r#"{"_id":"b","s":"x"}"#);
+    let patch = set("n", r#"{"$numberInt":"2"}"#);
+    bench
+        .publish_documents(&[
+            (Create, "a", Some(one), None),
+            (Create, "b", Some(two), None),
+            (Update, "a", None, Some(&patch)),
+            (Create, "c", Some(r#"{"_id":"c"}"#), None),
+        ])
+        .await;
+    bench.sink().await;
+    let some = |text: &str| Some(text.to_owned());
+    let rows = bench.texts("_id", &["n", "s"]).await;
+    let row = |id: &str, values: [Option<String>; 2]| (id.to_owned(), values.to_vec());
+    let expected = [row("a", [some("2"), None]), row("b", [None, some("x")]), row("c", [None, None])];
+    assert_eq!(rows, BTreeMap::from(expected));
+
+    let (first, second) = (set("t", "true"), set("n", r#"{"$numberDouble":"0.5"}"#));
+    bench
+        .publish_documents(&[
+            (Update, "a", None, Some(&first)),
+            (Update, "b", None, Some(&second)),
+            (Delete, "c", None, None),
+            (Update, "nobody", None, Some(&first)),
+        ])
+        .await;
+    bench.sink().await;
+    let rows = bench.texts("_id", &["n", "s", "t", "_doc"]).await;
+    assert_eq!(rows.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(rows["a"][..3], [some("2"), None, some("true")]);
+    assert_eq!(rows["b"][..3], [None, some("x"), None]);
+    assert!(rows["b"][3].as_ref().unwrap().contains("0.5"), "{rows:?}");
+    assert_eq!(bench.dead_letters().await, 1, "a patch to a document that nobody has");
 }

@@ -94,6 +94,9 @@ fn a_cut_that_a_touched_table_has_passed_gets_no_row() {
     assert!(row(6, &[at("a", 1, 7, 50)], &ends(&[]), &[], &before).is_err());
     // Committed early, at 5, and untouched since.
     assert!(row(6, &[at("a", 1, 5, 50), at("b", 2, 6, 60)], &ends(&[("a", 50), ("b", 60)]), &[], &before).is_ok());
+    // A partition without a record.
+    let empty = BTreeMap::from([("s.a".to_owned(), BTreeMap::from([(0, 50), (1, 0)]))]);
+    assert!(row(6, &[at("a", 1, 6, 50)], &empty, &[], &before).is_ok());
     // Another sink has not come so far.
     let behind = row(6, &[at("a", 1, 5, 49)], &ends(&[("a", 50)]), &[], &before);
     assert_eq!(behind, Err(NoRow::NotYet("s.a".into())));

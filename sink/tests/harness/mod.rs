@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, StringArray, StructArray};
 use arrow::buffer::NullBuffer;
-use arrow::datatypes::{DataType, Int64Type};
+use arrow::datatypes::DataType;
 use iceberg::{NamespaceIdent, TableIdent};
 use lakeward_event::batch::MetaRow;
 use lakeward_event::codec::json::JsonEncoder;
@@ -85,9 +85,16 @@ pub struct RunningSink {
 }
 
 impl RunningSink {
-    pub async fn ended(self) -> Result<()> {
-        let mut this = std::mem::ManuallyDrop::new(self);
-        (&mut this.task).await.unwrap()
+    /// How it ended by itself.
+    pub async fn ended(&mut self) -> Result<()> {
+        (&mut self.task).await.unwrap()
+    }
+    /// Ends it.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        while !self.task.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 impl Drop for RunningSink {
@@ -112,6 +119,8 @@ const TICK: i64 = 100_000;
 
 impl Bench {
     pub async fn new(test: &str) -> Self {
+        // Shown when a test fails.
+        let _ = tracing_subscriber::fmt().with_env_filter("info").with_test_writer().try_init();
         let folder = tempfile::tempdir().unwrap();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
         let source = format!("sink_{test}_{:x}_{now:x}", std::process::id());
@@ -172,12 +181,50 @@ impl Bench {
     }
 
     async fn append(&mut self, changes: &[Change], more: impl FnOnce(&mut RecordBlock)) {
+        let batch = self.batch(changes);
+        self.append_batch(&batch, more).await;
+    }
+
+    /// Makes the table one of documents.
+    pub fn documents(&mut self) {
+        self.schema = Arc::new(TableSchema::documents(self.schema.table.clone()));
+    }
+
+    /// Appends changes of documents: op, `_id`, whole document, patch.
+    pub async fn publish_documents(&mut self, changes: &[(Op, &str, Option<&str>, Option<&str>)]) {
+        let mut meta = ChangeMeta::default();
+        for (i, (op, _, _, patch)) in changes.iter().enumerate() {
+            meta.push(MetaRow {
+                op: *op,
+                sequence: self.sequence + i as u64,
+                position: self.sequence,
+                tx: None,
+                commit_ts: Some(self.watermark),
+                unchanged: None,
+                patch: *patch,
+            });
+        }
+        let deleted = |op: Op| op == Op::Delete;
+        let side = |of_deletes: bool| {
+            let here = |op: Op| deleted(op) == of_deletes;
+            let ids = changes.iter().map(|(op, id, ..)| here(*op).then_some(*id));
+            let docs = changes.iter().map(|(op, _, doc, _)| if here(*op) { *doc } else { None });
+            let valid: Vec<bool> = changes.iter().map(|(op, ..)| here(*op)).collect();
+            let columns: Vec<ArrayRef> =
+                vec![Arc::new(StringArray::from_iter(ids)), Arc::new(StringArray::from_iter(docs))];
+            StructArray::try_new(self.schema.arrow_fields(), columns, Some(NullBuffer::from(valid))).unwrap()
+        };
+        let batch = ChangeBatch::try_new(self.schema.clone(), meta.finish().unwrap(), side(false), side(true)).unwrap();
+        self.append_batch(&batch, |_| {}).await;
+    }
+
+    async fn append_batch(&mut self, batch: &ChangeBatch, more: impl FnOnce(&mut RecordBlock)) {
         let topic = names::topic(&self.schema.table);
         let partitions = self.writer.ensure_topic(&topic).await.unwrap();
         let mut block = RecordBlock::default();
-        self.encoder.encode(&self.batch(changes), partitions, &mut block).unwrap();
+        self.encoder.encode(batch, partitions, &mut block).unwrap();
         more(&mut block);
-        self.sequence += changes.len() as u64;
+        self.sequence += batch.num_rows() as u64;
         self.watermark += TICK;
         let schemas: Vec<_> = (self.sent < self.schema.version).then(|| self.schema.clone()).into_iter().collect();
         self.sent = self.schema.version;
@@ -305,6 +352,12 @@ impl Bench {
 
     /// The live rows, by key; a key that is there twice is a failure.
     pub async fn rows(&self) -> BTreeMap<i64, (Option<String>, Option<String>)> {
+        let texts = self.texts("id", &["v", "big"]).await;
+        texts.into_iter().map(|(id, mut v)| (id.parse().unwrap(), (v.remove(0), v.remove(0)))).collect()
+    }
+
+    /// The live rows as text, by key; a key that is there twice is a failure. A column that a file does not have is NULL.
+    pub async fn texts(&self, key: &str, columns: &[&str]) -> BTreeMap<String, Vec<Option<String>>> {
         let table = self.table().await;
         let files = table.files(table.snapshot().unwrap().snapshot_id()).await.unwrap();
         let deleted = position_deletes(&self.lake, &table, &files).await.unwrap();
@@ -315,15 +368,15 @@ impl Bench {
             let mut position = 0;
             for batch in ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap() {
                 let batch = batch.unwrap();
-                let id = arrow::compute::cast(batch.column_by_name("id").unwrap(), &DataType::Int64).unwrap();
                 let text = |name: &str, row: usize| {
-                    let column = batch.column_by_name(name).unwrap().as_string::<i32>();
+                    let column = arrow::compute::cast(batch.column_by_name(name)?, &DataType::Utf8).unwrap();
+                    let column = column.as_string::<i32>();
                     column.is_valid(row).then(|| column.value(row).to_owned())
                 };
                 for row in 0..batch.num_rows() {
                     if !deleted.get(path).is_some_and(|gone| gone.contains(position)) {
-                        let key = id.as_primitive::<Int64Type>().value(row);
-                        let old = rows.insert(key, (text("v", row), text("big", row)));
+                        let key = text(key, row).unwrap();
+                        let old = rows.insert(key.clone(), columns.iter().map(|c| text(c, row)).collect());
                         assert_eq!(old, None, "key {key} is there twice");
                     }
                     position += 1;
