@@ -183,6 +183,9 @@ impl Lakeward {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let log = self.dir.path().join(format!("{number:03}-run-{}.log", arguments.join("-").replace('/', "_")));
         let mut command = self.command(config, &["run"]);
+        if let Ok(level) = std::env::var("LAKEWARD_TEST_LOG") {
+            command.args(["--log", &level]);
+        }
         command.args(arguments).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         if !failpoints.is_empty() {
             command.env("FAILPOINTS", failpoints);
