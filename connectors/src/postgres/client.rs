@@ -26,7 +26,10 @@ pub async fn connect(url: &Secret, purpose: &str) -> Result<Client> {
         .map_err(|e: tokio_postgres::Error| Error::configuration("url of the source is not understood").source(e))?;
     config.application_name(format!("lakeward {purpose}"));
     config.connect_timeout(std::time::Duration::from_secs(10));
-    let (client, connection) = config.connect(NoTls).await.map_err(|e| sql_error("connecting to the source", e))?;
+    let (client, connection) = config
+        .connect(NoTls)
+        .await
+        .map_err(|e| sql_error("connecting to the source", e).with("server", address(&config)))?;
     tokio::spawn(async move {
         // Whoever uses the client sees the failure as its own error; this is the driver's end.
         if let Err(error) = connection.await {
@@ -39,6 +42,16 @@ pub async fn connect(url: &Secret, purpose: &str) -> Result<Client> {
     }
     client.batch_execute(&settings).await.map_err(|e| sql_error("setting up the connection", e))?;
     Ok(client)
+}
+
+/// Where a configuration points, for errors: `host:port`.
+fn address(config: &Config) -> String {
+    let hosts = config.get_hosts().iter().map(|host| match host {
+        tokio_postgres::config::Host::Tcp(name) => name.clone(),
+        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+    });
+    let ports = config.get_ports().iter().copied().chain(std::iter::repeat(5432));
+    hosts.zip(ports).map(|(host, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Opens a replication connection to the same database, with the same settings.
