@@ -35,7 +35,7 @@ impl Scene {
     /// No row of any table differs, while the writers go on and when they have ended. Then the processes end in order.
     fn proved<const N: usize>(self, processes: [Process; N]) {
         self.more(50);
-        let names: Vec<String> = ["accounts", "events", "savings"]
+        let names: Vec<String> = ["accounts", "events", "savings", "quiet"]
             .map(|table| format!("{}.{table}", self.users.name))
             .into_iter()
             .chain([format!("{}__other.pairs", self.users.name)])
@@ -50,7 +50,7 @@ impl Scene {
             for name in &names {
                 let table =
                     tables.iter().find(|t| t["table"] == json!(name)).unwrap_or_else(|| panic!("{moment}: no {name}"));
-                assert!(table["source_rows"].as_u64() > Some(100), "{moment}: {table}");
+                assert!(table["source_rows"].as_u64() > Some(0), "{moment}: {table}");
                 assert_eq!(table["source_rows"], table["lake_rows"], "{moment}: {table}");
             }
         }
