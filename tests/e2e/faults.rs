@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::harness::{
     Lakeward, Mongo, Pipeline, Postgres, Process, Stack, Writer, heavy, mongo_load, mongo_tables, postgres_load,
-    postgres_tables,
+    postgres_tables, wait_until,
 };
 
 /// Two services under load and a pipeline for them.
@@ -41,6 +41,10 @@ impl Scene {
             .chain([format!("{}__other.pairs", self.users.name)])
             .chain(["items", "notes"].map(|table| format!("{}.{table}", self.shop.name)))
             .collect();
+        // A table in its first snapshot cannot be asked yet, and verify would say that it was not compared.
+        let all: Vec<String> = names.iter().map(|name| format!("(select count(*) from {name})")).collect();
+        let all = format!("select {}", all.join(" + "));
+        wait_until("all tables have left their first snapshot", || self.lake.try_sql(&all).is_ok());
         for moment in ["under load", "at rest"] {
             if moment == "at rest" {
                 self.writers.iter().for_each(Writer::end);
