@@ -3,7 +3,6 @@
 use lakeward_runtime::config::Secret;
 use lakeward_runtime::{Action, Error, Result};
 use pg_walstream::{PgReplicationConnection, ReplicationError};
-use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -27,9 +26,10 @@ pub async fn connect(url: &Secret, purpose: &str) -> Result<Client> {
         .map_err(|e: tokio_postgres::Error| Error::configuration("url of the source is not understood").source(e))?;
     config.application_name(format!("lakeward {purpose}"));
     config.connect_timeout(std::time::Duration::from_secs(10));
-    let connected = config.connect(NoTls).await;
-    let (client, connection) =
-        connected.map_err(|e| sql_error("connecting to the source", e).with("server", address(&config)))?;
+    let (client, connection) = config
+        .connect(NoTls)
+        .await
+        .map_err(|e| sql_error("connecting to the source", e).with("server", address(&config)))?;
     tokio::spawn(async move {
         // Whoever uses the client sees the failure as its own error; this is the driver's end.
         if let Err(error) = connection.await {
@@ -44,17 +44,14 @@ pub async fn connect(url: &Secret, purpose: &str) -> Result<Client> {
     Ok(client)
 }
 
-/// `host:port` of each server that is tried; the driver's errors do not name them.
+/// Where a configuration points, for errors: `host:port`.
 fn address(config: &Config) -> String {
-    let ports = config.get_ports();
-    let one = |(i, host): (usize, &Host)| {
-        let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
-        match host {
-            Host::Tcp(name) => format!("{name}:{port}"),
-            Host::Unix(folder) => format!("{}:{port}", folder.display()),
-        }
-    };
-    config.get_hosts().iter().enumerate().map(one).collect::<Vec<_>>().join(",")
+    let hosts = config.get_hosts().iter().map(|host| match host {
+        tokio_postgres::config::Host::Tcp(name) => name.clone(),
+        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+    });
+    let ports = config.get_ports().iter().copied().chain(std::iter::repeat(5432));
+    hosts.zip(ports).map(|(host, port)| format!("{host}:{port}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Opens a replication connection to the same database, with the same settings.

@@ -150,3 +150,21 @@ proptest! {
         prop_assert_eq!(found(&index, &(0..250).collect::<Vec<_>>()), expected);
     }
 }
+
+/// Hashes are uniform, so a guess by proportion finds them; where they are not, the search is still right.
+#[test]
+fn a_wrong_guess_is_searched_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for shift in [0, 100] {
+        let mut index = KeyIndex::open(&folder.path().join(shift.to_string()), definition()).unwrap();
+        let file = index.add_file("f");
+        let hash = |i: u32| (u128::MAX * u128::from(shift > 0)) ^ (u128::from(i) << (shift / 2));
+        index.add((0..5_000).map(|row| Entry { hash: hash(row), file, row }).collect()).unwrap();
+        let mut wanted: Vec<u128> = (0..5_000).map(hash).collect();
+        wanted.sort_unstable();
+        let mut hits = Vec::new();
+        index.lookup(&wanted, |place, entry| hits.push((place, hash(entry.row))));
+        let expected: Vec<(usize, u128)> = wanted.iter().copied().enumerate().collect();
+        assert_eq!(hits, expected);
+    }
+}
