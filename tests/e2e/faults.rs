@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::harness::{
     Lakeward, Mongo, Pipeline, Postgres, Process, Stack, Writer, heavy, mongo_load, mongo_tables, postgres_load,
-    postgres_tables,
+    postgres_tables, wait_until,
 };
 
 /// Two services under load and a pipeline for them.
@@ -35,12 +35,16 @@ impl Scene {
     /// No row of any table differs, while the writers go on and when they have ended. Then the processes end in order.
     fn proved<const N: usize>(self, processes: [Process; N]) {
         self.more(50);
-        let names: Vec<String> = ["accounts", "events", "savings"]
+        let names: Vec<String> = ["accounts", "events", "savings", "quiet"]
             .map(|table| format!("{}.{table}", self.users.name))
             .into_iter()
             .chain([format!("{}__other.pairs", self.users.name)])
             .chain(["items", "notes"].map(|table| format!("{}.{table}", self.shop.name)))
             .collect();
+        // A table in its first snapshot cannot be asked yet, and verify would say that it was not compared.
+        let all: Vec<String> = names.iter().map(|name| format!("(select count(*) from {name})")).collect();
+        let all = format!("select {}", all.join(" + "));
+        wait_until("all tables have left their first snapshot", || self.lake.try_sql(&all).is_ok());
         for moment in ["under load", "at rest"] {
             if moment == "at rest" {
                 self.writers.iter().for_each(Writer::end);
@@ -50,7 +54,7 @@ impl Scene {
             for name in &names {
                 let table =
                     tables.iter().find(|t| t["table"] == json!(name)).unwrap_or_else(|| panic!("{moment}: no {name}"));
-                assert!(table["source_rows"].as_u64() > Some(100), "{moment}: {table}");
+                assert!(table["source_rows"].as_u64() > Some(0), "{moment}: {table}");
                 assert_eq!(table["source_rows"], table["lake_rows"], "{moment}: {table}");
             }
         }
@@ -58,10 +62,8 @@ impl Scene {
     }
 }
 
-/// The points of the connectors' process, and how often each is passed before it kills. The first two are in the snapshot.
-const CONNECTOR_POINTS: [(&str, u32); 9] = [
-    ("connector.wave.before_append", 0),
-    ("connector.range.before_append", 0),
+/// The points of the connectors' process while it streams, and how often each is passed before it kills.
+const CONNECTOR_POINTS: [(&str, u32); 7] = [
     ("log.append.begun", 3),
     ("log.append.data_sent", 5),
     ("log.append.checkpoint_sent", 2),
@@ -76,6 +78,12 @@ fn connectors_die_at_every_point() {
     let _heavy = heavy();
     let scene = Scene::new(Pipeline::new());
     let sink = scene.lake.start(&["sink"]);
+    // In the first snapshots, one service after the other, since one might be done with its own before the other begins.
+    let snapshots =
+        [("connector.wave.before_append", &scene.users.name), ("connector.range.before_append", &scene.shop.name)];
+    for (point, source) in snapshots {
+        scene.lake.start_failing(&["connectors", "--source", source], point, 0).dies_at(point);
+    }
     for (point, passes) in CONNECTOR_POINTS {
         scene.lake.start_failing(&["connectors"], point, passes).dies_at(point);
     }

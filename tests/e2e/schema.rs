@@ -45,17 +45,18 @@ fn columns_come_and_go() {
     );
     assert_eq!(lake.value(&format!("select gone from {t} where id = 4")), json!(null));
 
-    // All of it once more while nothing runs, and two shapes in one catch-up.
+    // While nothing runs: what the stream says of the columns is older than the catalog, and they are told apart all the same.
     running.stop();
-    users.execute(
-        "ALTER TABLE t ADD COLUMN x text; UPDATE t SET x = 'x' || id; ALTER TABLE t RENAME x TO y; UPDATE t SET y = y || '!' WHERE id > 2;
-         ALTER TABLE t DROP COLUMN age; DELETE FROM t WHERE id = 2",
-    );
+    users.execute("UPDATE t SET title = title || '!' WHERE id > 2; ALTER TABLE t ADD COLUMN x text; UPDATE t SET x = 'x' || id; DELETE FROM t WHERE id = 2");
     let running = lake.start(&[]);
     lake.wait_for_value(&format!("select count(*) from {t}"), &json!(3));
     assert_eq!(
-        lake.sql(&format!("select y from {t} order by id")),
-        [json!({ "y": "x1" }), json!({ "y": "x3!" }), json!({ "y": "x4!" })]
+        lake.sql(&format!("select title, x from {t} order by id")),
+        [
+            json!({ "title": "one", "x": "x1" }),
+            json!({ "title": "three!", "x": "x3" }),
+            json!({ "title": "four!", "x": "x4" })
+        ]
     );
     lake.verify();
     running.stop();

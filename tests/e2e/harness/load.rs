@@ -11,7 +11,8 @@ const ROWS: i64 = 500;
 /// Hexadecimal digits of a value that PostgreSQL stores beside its row: over 8 kB, and nothing to compress.
 const BIG: usize = 9_000;
 
-/// Tables with their first rows, in two schemas: `accounts` and `savings` (whose balances have one sum), `events`, `other.pairs`.
+/// Tables with their first rows, in two schemas: `accounts` and `savings` (whose balances have one sum), `events`, `other.pairs`,
+/// and `quiet`, whose one row leaves a partition without records.
 pub fn postgres_tables() -> String {
     format!(
         "CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL);
@@ -19,8 +20,10 @@ pub fn postgres_tables() -> String {
          CREATE TABLE events (id bigint PRIMARY KEY, n bigint, note text, price numeric(12,2), ratio float8, tags text[],
                               at timestamptz, data jsonb, big text);
          ALTER TABLE events ALTER big SET STORAGE EXTERNAL;
+         CREATE TABLE quiet (id int PRIMARY KEY, v text);
          CREATE SCHEMA other;
          CREATE TABLE other.pairs (a int, b text, v uuid, d date, PRIMARY KEY (a, b));
+         INSERT INTO quiet VALUES (1, 'never changed');
          INSERT INTO accounts SELECT i, 100 FROM generate_series(1, {ROWS}) i;
          INSERT INTO savings SELECT i, 100 FROM generate_series(1, {ROWS}) i;
          INSERT INTO events SELECT -i, i, 'first ' || i, i * 1.25, i / 3.0, ARRAY['a', i::text], now(), '{{\"i\": 1}}',
