@@ -5,7 +5,7 @@
 //! A worker that fails is made anew from what the lake holds: nothing else is remembered. Each table is read from its own
 //! offsets, so what it has already is not read again.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -65,6 +65,19 @@ impl Schemas {
     fn get(&self, topic: &str, version: u32) -> Option<Arc<TableSchema>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(&(topic.to_owned(), version)).cloned()
+    }
+
+    /// The newest schema of each topic.
+    fn newest(&self) -> Vec<Arc<TableSchema>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut newest: BTreeMap<&str, &Arc<TableSchema>> = BTreeMap::new();
+        for ((topic, _), schema) in known.iter() {
+            let slot = newest.entry(topic).or_insert(schema);
+            if slot.version < schema.version {
+                *slot = schema;
+            }
+        }
+        newest.into_values().cloned().collect()
     }
 
     fn table(&self, topic: &str) -> Option<TableId> {
@@ -217,7 +230,34 @@ impl Worker {
             source,
         };
         worker.load_tables().await?;
+        worker.expect_tables().await?;
         Ok(worker)
+    }
+
+    /// Takes up tables that have a schema in the log, whether or not they have rows.
+    async fn expect_tables(&mut self) -> Result<()> {
+        for schema in self.schemas.newest() {
+            let topic = names::topic(&schema.table);
+            if !self.tables.contains_key(&topic) && !self.others.contains_key(&topic) {
+                self.add_table(schema.table.clone()).await?;
+            }
+            if let Some(table) = self.tables.get_mut(&topic) {
+                table.expect(&schema);
+            }
+        }
+        Ok(())
+    }
+
+    /// A table in its first snapshot may turn out to be empty: it is known by name before any row of it comes.
+    async fn look_for_new(&mut self, converging: &BTreeSet<String>) -> Result<()> {
+        let known = |name: &String| {
+            self.tables.values().map(SinkTable::id).chain(self.others.values()).any(|id| id.to_string() == *name)
+        };
+        if converging.iter().all(known) {
+            return Ok(());
+        }
+        self.schemas.refresh().await?;
+        self.expect_tables().await
     }
 
     /// Finds the tables of the source that the lake has.
@@ -303,7 +343,9 @@ impl Worker {
         let mut records = 0;
         let mut point = false;
         let mut last: Option<Checkpoint> = None;
+        let mut converging = BTreeSet::new();
         while let Some(checkpoint) = self.queue.pop_front() {
+            converging.extend(checkpoint.draft.converging.iter().cloned());
             for (topic, partitions) in &checkpoint.ends {
                 let (read, known) = (self.read.get(topic), self.ends.entry(topic.clone()).or_default());
                 let of_topic = touched.entry(topic.clone()).or_default();
@@ -322,6 +364,7 @@ impl Worker {
             }
         }
         let Some(last) = last else { return Ok(()) };
+        self.look_for_new(&converging).await?;
         self.read_to(touched).await?;
         self.last = Some(last.clone());
         if point {

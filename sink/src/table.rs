@@ -134,11 +134,19 @@ impl SinkTable {
     }
     /// Something waits for a commit.
     pub fn is_dirty(&self) -> bool {
-        !self.pending.is_empty() || !self.letters.is_empty()
+        !self.pending.is_empty() || !self.letters.is_empty() || (self.table.is_none() && self.schema.is_some())
     }
     /// Bytes of what waits.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// A table that the source has and that nothing was read of yet: the next commit makes it, empty, so that it can be
+    /// asked and verified. Documents have no columns before the first one is seen.
+    pub fn expect(&mut self, schema: &Arc<TableSchema>) {
+        if self.table.is_none() && self.schema.is_none() && schema.kind == TableKind::Relational {
+            self.schema = Some(schema.clone());
+        }
     }
 
     /// Takes changes that the next commit is to hold.
@@ -333,6 +341,9 @@ impl SinkTable {
             // Nothing readable has ever been seen of this table, so there is no schema to make it with.
             return dead_letter::write(&self.shared, letters, offsets).await;
         };
+        if pending.is_empty() && letters.is_empty() {
+            return self.ensure_schema(&source_columns(&schema)).await.map(|_| ());
+        }
         let changes: usize = pending.iter().map(|p| p.batch.num_rows()).sum();
         let written = match schema.kind {
             TableKind::Relational => {
