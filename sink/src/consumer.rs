@@ -384,11 +384,12 @@ impl Worker {
                 if self.schemas.table(topic).is_none() {
                     self.schemas.refresh().await?;
                 }
-                let id = self.schemas.table(topic).ok_or_else(|| {
-                    Error::human("a topic has records and no schema")
-                        .with("topic", topic)
-                        .with("source", &self.source.name)
-                })?;
+                // A schema is committed with the first records that need it, at the latest. So without one there are only
+                // records of an append that was broken off: they are read over once the table is known.
+                let Some(id) = self.schemas.table(topic) else {
+                    tracing::debug!(source = %self.source.name, topic, "no schema, so no committed record");
+                    continue;
+                };
                 self.add_table(id).await?;
             }
         }
@@ -523,7 +524,15 @@ impl Worker {
         let mut all: Vec<TableAt> = self
             .tables
             .iter()
-            .filter_map(|(topic, table)| at(topic, table.id(), table.table()?, table.committed()))
+            .filter_map(|(topic, table)| {
+                let mut at = at(topic, table.id(), table.table()?, table.committed())?;
+                // Everything read has been committed, or was nothing: an append that was broken off moves a partition's end
+                // and leaves no record.
+                if let Some(read) = self.read.get(topic) {
+                    raise(&mut at.offsets, read.iter().map(|(p, o)| (*p, *o)));
+                }
+                Some(at)
+            })
             .collect();
         for (topic, id) in &self.others {
             let found = self.sink.shared.lake.load(&ident(id, &self.source.default_schema)).await?;
