@@ -17,6 +17,9 @@ use crate::Result;
 /// How long one question to the cluster (metadata, watermarks) may take. A broker that restarts is back within it more often
 /// than not; a caller that gets the error tries again anyway.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often, and how far apart, a partition without a leader is asked again.
+const LEADER_TRIES: u32 = 5;
+const LEADER_WAIT: Duration = Duration::from_millis(100);
 
 /// What a client's broker connections said last, so that a time-out can name its cause.
 #[derive(Debug, Default, Clone)]
@@ -109,9 +112,19 @@ impl Client {
 
     /// First offset and committed end (the last stable offset) of a partition. Blocks.
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
-        let answer = self.observer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT);
-        self.serve();
-        answer.map_err(|e| error::classify(e, self.doing("reading the topic's bounds").topic(topic)))
+        let mut tries = 0;
+        loop {
+            let answer = self.observer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT);
+            self.serve();
+            match answer.map_err(|e| error::classify(e, self.doing("reading the topic's bounds").topic(topic))) {
+                // A topic that has just been made has no leader for a moment.
+                Err(e) if e.is_retryable() && tries < LEADER_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(LEADER_WAIT);
+                }
+                settled => return settled,
+            }
+        }
     }
 
     /// A consumer that is in no group: it assigns itself partitions and offsets, and stores none.

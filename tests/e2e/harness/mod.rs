@@ -26,7 +26,7 @@ pub use postgres::Postgres;
 pub use stack::{Servers, Stack};
 
 /// Nothing takes longer, unless something hangs. Generous: debug builds, two cores, two tests at once.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
