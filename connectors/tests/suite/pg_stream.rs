@@ -159,38 +159,6 @@ async fn values_read_the_same_whatever_the_role_has_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn columns_keep_their_identity_through_ddl_that_runs_ahead() {
-    let source = Source::new("ddl").await;
-    source.run("CREATE TABLE t (id int PRIMARY KEY, a text, b int)").await;
-    source.catch_up().await;
-    // All of it is in the WAL before the connector sees any.
-    source
-        .run(
-            "INSERT INTO t VALUES (1, 'one', 1); ALTER TABLE t RENAME a TO c; INSERT INTO t VALUES (2, 'two', 2);
-             ALTER TABLE t ADD d text; INSERT INTO t VALUES (3, 'three', 3, 'd'); ALTER TABLE t DROP b; INSERT INTO t VALUES (4, 'four', 'd4')",
-        )
-        .await;
-    source.catch_up().await;
-    let changes = source.changes().await;
-    assert_eq!(changes.len(), 4);
-    let schemas = source.log.schemas(&source.config.name).await.unwrap();
-    for schema in &schemas {
-        for column in &schema.columns {
-            let id = match column.name.as_str() {
-                "id" => 1,
-                "a" | "c" => 2,
-                "b" => 3,
-                "d" => 4,
-                other => panic!("{other}"),
-            };
-            assert_eq!(column.id, id, "{schema:?}");
-        }
-    }
-    assert_eq!(changes[0].after.as_ref().unwrap()[1].as_deref(), Some("one"));
-    assert_eq!(changes[3].after.as_ref().unwrap()[2].as_deref(), Some("d4"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_lies_exactly_where_it_was_asked_for() {
     let source = Source::new("cut").await;
     source
