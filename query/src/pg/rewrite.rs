@@ -116,6 +116,10 @@ fn infinite_literal(expr: &Expr, other: &DataType) -> Option<Expr> {
     Some(Expr::Literal(value, metadata.clone()))
 }
 
+fn is_infinite(expr: &Expr, other: Option<&DataType>) -> bool {
+    other.is_some_and(|ty| infinite_literal(expr, ty).is_some())
+}
+
 /// A date or timestamp as a timestamp like `other`: DataFusion's own casts go by way of nanoseconds or a calendar, where an
 /// infinite one fails the query.
 pub(super) fn convert(moment: Expr, other: &DataType) -> Expr {
@@ -229,6 +233,19 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         Expr::Between(Between { expr, negated, low, high }) if ty(&expr) == Some(UUID) => {
             let bound = |e: Expr| if ty(&e).is_some_and(|t| is_text(&t)) { as_uuid(e) } else { Ok(e) };
             let (low, high) = (Box::new(bound(*low)?), Box::new(bound(*high)?));
+            Ok(Transformed::yes(Expr::Between(Between { expr, negated, low, high })))
+        }
+        Expr::InList(InList { expr, list, negated }) if list.iter().any(|e| is_infinite(e, ty(&expr).as_ref())) => {
+            let of = ty(&expr).unwrap_or(DataType::Null);
+            let list = list.into_iter().map(|e| infinite_literal(&e, &of).unwrap_or(e)).collect();
+            Ok(Transformed::yes(Expr::InList(InList { expr, list, negated })))
+        }
+        Expr::Between(Between { expr, negated, low, high })
+            if is_infinite(&low, ty(&expr).as_ref()) || is_infinite(&high, ty(&expr).as_ref()) =>
+        {
+            let of = ty(&expr).unwrap_or(DataType::Null);
+            let bound = |e: Expr| Box::new(infinite_literal(&e, &of).unwrap_or(e));
+            let (low, high) = (bound(*low), bound(*high));
             Ok(Transformed::yes(Expr::Between(Between { expr, negated, low, high })))
         }
         Expr::Cast(Cast { expr, field })
