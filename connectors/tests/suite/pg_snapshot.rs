@@ -191,6 +191,28 @@ async fn a_table_joins_while_its_writer_is_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_joins_a_running_connector_while_its_writer_is_open() {
+    // The same, where the connector finds the table by itself.
+    let source = Source::new("found").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let running = source.start();
+    source.wait("a settled checkpoint", |c| c.draft.cut && c.draft.converging.is_empty()).await;
+    source.run("CREATE TABLE late (id int PRIMARY KEY)").await;
+    let writer = source.connect().await;
+    writer.batch_execute("BEGIN; INSERT INTO late VALUES (1)").await.unwrap();
+    source.wait("the table is found", |c| c.draft.converging == ["public.late"]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(source.last().await.unwrap().draft.converging, ["public.late"], "the snapshot did not wait");
+    writer.batch_execute("INSERT INTO late VALUES (2); COMMIT").await.unwrap();
+    source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 0)
+        .await;
+    running.stop().await;
+    source.catch_up().await;
+    source.assert_same("public.late").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn values_that_updates_leave_out_are_completed() {
     let source = Source::new("toast").await;
     source

@@ -17,7 +17,7 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, TypePlanner};
 use datafusion::logical_expr::{
     Between, BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs,
-    ScalarUDF, ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility,
+    ScalarUDF, ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility, cast,
 };
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::sql::sqlparser::ast::{BinaryOperator, DataType as SqlType, TimezoneInfo};
@@ -237,7 +237,13 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         }
         Expr::InList(InList { expr, list, negated }) if list.iter().any(|e| is_infinite(e, ty(&expr).as_ref())) => {
             let of = ty(&expr).unwrap_or(DataType::Null);
-            let list = list.into_iter().map(|e| infinite_literal(&e, &of).unwrap_or(e)).collect();
+            // All of this type: beside another, DataFusion would take them to nanoseconds.
+            let item = |e: Expr| match infinite_literal(&e, &of) {
+                Some(infinite) => infinite,
+                None if ty(&e).is_some_and(|t| is_text(&t)) => cast(e, of.clone()),
+                None => e,
+            };
+            let list = list.into_iter().map(item).collect();
             Ok(Transformed::yes(Expr::InList(InList { expr, list, negated })))
         }
         Expr::Between(Between { expr, negated, low, high })
