@@ -237,6 +237,7 @@ async fn cuts_hold_what_was_committed_before_their_tick_and_nothing_else() {
         changes.iter().filter(|c| c.tx.is_some()).map(|c| (c.sequence, c.commit_ts.unwrap())).collect();
     let (mut with_changes, mut last) = (0, 0);
     for cut in source.checkpoints().await.iter().filter(|c| c.draft.cut) {
+        assert!(cut.draft.watermark_from <= cut.draft.watermark, "true for no moment: {cut:?}");
         let (inside, after): (Vec<_>, Vec<_>) = commits.iter().partition(|(s, _)| *s < cut.draft.next_sequence);
         if let Some(newest) = inside.iter().map(|(_, at)| *at).max() {
             assert!(newest < cut.draft.watermark_from, "a commit of {newest} is in {cut:?}");

@@ -282,6 +282,15 @@ mod tests {
         assert!(!table.incomplete.contains_key(&key("9")), "after P0 the row of a resolved key is whole");
         table.updated(key("3"), None, false, 6);
         assert!(table.is_settled());
+
+        // Between the last range and P0 a row may still be one that moved between ranges.
+        let mut table = TableState::new("public.t".into());
+        table.stage = Stage::Closing;
+        table.updated(key("4"), None, true, 6);
+        assert!(table.incomplete.contains_key(&key("4")));
+        table.truncated();
+        assert!(table.is_settled());
+        table.updated(key("5"), None, true, 0);
         let text = serde_json::to_string(&table).unwrap();
         assert_eq!(serde_json::from_str::<TableState>(&text).unwrap(), table);
     }
