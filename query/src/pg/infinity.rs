@@ -165,6 +165,22 @@ fn infinities(array: &ArrayRef) -> Result<BooleanArray> {
     })
 }
 
+/// Zero in place of infinities: functions calculate with what is beneath a NULL, too, and overflow.
+fn harmless(array: &ArrayRef) -> Result<ArrayRef> {
+    Ok(match array.data_type() {
+        DataType::Date32 => {
+            let days = array.as_primitive::<Date32Type>();
+            Arc::new(days.unary::<_, Date32Type>(|d| if d == DATE_INFINITY || d == -DATE_INFINITY { 0 } else { d }))
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, zone) => {
+            let micros = array.as_primitive::<TimestampMicrosecondType>();
+            let finite = |m| if m == TIMESTAMP_INFINITY || m == -TIMESTAMP_INFINITY { 0 } else { m };
+            Arc::new(micros.unary::<_, TimestampMicrosecondType>(finite).with_timezone_opt(zone.clone()))
+        }
+        other => return exec_err!("{other} has no infinity"),
+    })
+}
+
 impl ScalarUDFImpl for Part {
     fn name(&self) -> &str {
         match self.what {
@@ -189,7 +205,7 @@ impl ScalarUDFImpl for Part {
         map_array(args, |array| {
             let infinite = infinities(array)?;
             Ok(match self.what {
-                What::Finite => nullif(array, &infinite)?,
+                What::Finite => nullif(&harmless(array)?, &infinite)?,
                 What::Infinite => nullif(array, &arrow::compute::not(&infinite)?)?,
                 What::Sign => {
                     let numbers = arrow::compute::cast(array, &DataType::Int64)?;
