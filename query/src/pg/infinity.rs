@@ -28,6 +28,7 @@ const TIMESTAMP: DataType = DataType::Timestamp(TimeUnit::Microsecond, None);
 pub fn rewrite(expr: &Expr, schema: &DFSchema) -> Result<Option<Expr>> {
     let ty = |e: &Expr| e.get_type(schema).ok();
     let infinite = |e: &Expr| ty(e).is_some_and(|t| can_be_infinite(&t)) && !is_guarded(e);
+    let is_moment = |e: &Expr| ty(e).is_some_and(|t| matches!(t, DataType::Date32 | DataType::Timestamp(..)));
     match expr {
         Expr::ScalarFunction(function) if matches!(function.name(), "date_trunc" | "date_bin") => {
             let Some(moment) = function.args.get(1).filter(|e| infinite(e)).cloned() else { return Ok(None) };
@@ -69,9 +70,12 @@ pub fn rewrite(expr: &Expr, schema: &DFSchema) -> Result<Option<Expr>> {
         Expr::BinaryExpr(BinaryExpr { left, op, right }) if matches!(op, Operator::Plus | Operator::Minus) => {
             let (l, r) = (infinite(left), infinite(right));
             match (l, r) {
-                (true, true) if *op == Operator::Minus => {
-                    let checked = |e: &Expr| Box::new(call(Part::new(What::Subtractable), e.clone()));
-                    Ok(Some(Expr::BinaryExpr(BinaryExpr::new(checked(left), *op, checked(right)))))
+                // `now()` has nanoseconds and is never infinite.
+                (l, r) if (l || r) && *op == Operator::Minus && is_moment(left) && is_moment(right) => {
+                    let checked = |e: &Expr, can: bool| {
+                        Box::new(if can { call(Part::new(What::Subtractable), e.clone()) } else { e.clone() })
+                    };
+                    Ok(Some(Expr::BinaryExpr(BinaryExpr::new(checked(left, l), *op, checked(right, r)))))
                 }
                 (true, false) => {
                     let of = |moment: Expr| Expr::BinaryExpr(BinaryExpr::new(Box::new(moment), *op, right.clone()));

@@ -102,10 +102,8 @@ fn reconcile(left: Expr, right: Expr, schema: &DFSchema) -> Result<Option<(Expr,
         }
     } else if let Some(value) = infinite_literal(&right, &l) {
         Some((left, value))
-    } else if let Some(value) = infinite_literal(&left, &r) {
-        Some((value, right))
     } else {
-        None
+        infinite_literal(&left, &r).map(|value| (value, right))
     })
 }
 
