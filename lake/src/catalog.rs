@@ -45,6 +45,8 @@ const IS_TABLE: &str = "(iceberg_type = 'TABLE' OR iceberg_type IS NULL)";
 #[derive(Debug)]
 pub struct Catalog {
     pool: Pool,
+    /// Of the database, for errors: SQLite's file, PostgreSQL's `host:port`.
+    place: String,
     name: String,
 }
 
@@ -69,14 +71,16 @@ impl Catalog {
             return Err(Error::configuration("[catalog] kind: REST catalogs are not supported yet; use \"sql\""));
         }
         let url = config.url.expose();
-        let pool = if url.starts_with("sqlite:") {
-            Pool::Sqlite(sqlite(url).await?)
+        let (pool, place) = if url.starts_with("sqlite:") {
+            let (pool, file) = sqlite(url).await?;
+            (Pool::Sqlite(pool), file)
         } else if url.starts_with("postgresql://") || url.starts_with("postgres://") {
-            Pool::Postgres(postgres(url).await?)
+            let (pool, server) = postgres(url).await?;
+            (Pool::Postgres(pool), server)
         } else {
             return Err(Error::configuration("[catalog] url: must begin with sqlite: or postgresql://"));
         };
-        let catalog = Self { pool, name: config.name.clone() };
+        let catalog = Self { pool, place, name: config.name.clone() };
         catalog.create_tables().await?;
         Ok(catalog)
     }
@@ -85,14 +89,14 @@ impl Catalog {
         for statement in CREATE {
             // Two processes that start at once can both find it missing, and PostgreSQL then fails one of them.
             if self.execute(statement, &[]).await.is_err() {
-                self.execute(statement, &[]).await.map_err(|e| failed(e, "creating the catalog's tables"))?;
+                self.execute(statement, &[]).await.map_err(|e| self.failed(e, "creating the catalog's tables"))?;
             }
         }
         // A catalog that an older JDBC client made (V0) lacks the type.
         if self.fetch("SELECT iceberg_type FROM iceberg_tables WHERE 1 = 0", &[]).await.is_err() {
             self.execute("ALTER TABLE iceberg_tables ADD COLUMN iceberg_type VARCHAR(5)", &[])
                 .await
-                .map_err(|e| failed(e, "adding iceberg_type to the catalog"))?;
+                .map_err(|e| self.failed(e, "adding iceberg_type to the catalog"))?;
         }
         Ok(())
     }
@@ -100,7 +104,7 @@ impl Catalog {
     pub async fn namespaces(&self) -> Result<Vec<String>> {
         let sql = "SELECT table_namespace FROM iceberg_tables WHERE catalog_name = $1
              UNION SELECT namespace FROM iceberg_namespace_properties WHERE catalog_name = $1 ORDER BY 1";
-        let rows = self.fetch(sql, &[&self.name]).await.map_err(|e| failed(e, "listing namespaces"))?;
+        let rows = self.fetch(sql, &[&self.name]).await.map_err(|e| self.failed(e, "listing namespaces"))?;
         Ok(rows.into_iter().filter_map(|mut row| row.pop().flatten()).collect())
     }
 
@@ -109,7 +113,7 @@ impl Catalog {
         let sql = format!(
             "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables WHERE catalog_name = $1 AND {IS_TABLE}"
         );
-        let rows = self.fetch(&sql, &[&self.name]).await.map_err(|e| failed(e, "listing tables"))?;
+        let rows = self.fetch(&sql, &[&self.name]).await.map_err(|e| self.failed(e, "listing tables"))?;
         let mut tables = HashMap::with_capacity(rows.len());
         for row in rows {
             let Ok([Some(namespace), Some(name), Some(location)]) = <[Option<String>; 3]>::try_from(row) else {
@@ -127,7 +131,7 @@ impl Catalog {
              WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3 AND {IS_TABLE}"
         );
         let args = [self.name.as_str(), &namespace(id), id.name()];
-        let rows = self.fetch(&sql, &args).await.map_err(|e| failed(e, "looking up a table").with("table", id))?;
+        let rows = self.fetch(&sql, &args).await.map_err(|e| self.failed(e, "looking up a table").with("table", id))?;
         Ok(rows.into_iter().next().and_then(|mut row| row.pop().flatten()))
     }
 
@@ -135,7 +139,7 @@ impl Catalog {
     pub(crate) async fn create_namespace(&self, namespace: &str) -> Result<()> {
         let sql = "INSERT INTO iceberg_namespace_properties (catalog_name, namespace, property_key, property_value)
              VALUES ($1, $2, 'exists', 'true') ON CONFLICT DO NOTHING";
-        self.execute(sql, &[&self.name, namespace]).await.map_err(|e| failed(e, "creating a namespace"))?;
+        self.execute(sql, &[&self.name, namespace]).await.map_err(|e| self.failed(e, "creating a namespace"))?;
         Ok(())
     }
 
@@ -145,7 +149,7 @@ impl Catalog {
             "INSERT INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location, iceberg_type)
              VALUES ($1, $2, $3, $4, 'TABLE') ON CONFLICT DO NOTHING";
         let args = [self.name.as_str(), &namespace(id), id.name(), location];
-        let rows = self.execute(sql, &args).await.map_err(|e| failed(e, "creating a table").with("table", id))?;
+        let rows = self.execute(sql, &args).await.map_err(|e| self.failed(e, "creating a table").with("table", id))?;
         Ok(if rows == 1 { Written::Done } else { Written::Refused })
     }
 
@@ -154,15 +158,17 @@ impl Catalog {
         let sql = "UPDATE iceberg_tables SET metadata_location = $5, previous_metadata_location = $4
              WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3 AND metadata_location = $4";
         let args = [self.name.as_str(), &namespace(id), id.name(), from, to];
-        let rows =
-            self.execute(sql, &args).await.map_err(|e| failed(e, "committing to the catalog").with("table", id))?;
+        let rows = self
+            .execute(sql, &args)
+            .await
+            .map_err(|e| self.failed(e, "committing to the catalog").with("table", id))?;
         Ok(if rows == 1 { Written::Done } else { Written::Refused })
     }
 
     /// Whether rows can be written: adds one and takes it back.
     pub(crate) async fn probe(&self) -> Result<()> {
         let name = format!("probe_{}", uuid::Uuid::new_v4().simple());
-        let problem = |e| failed(e, "writing to the catalog");
+        let problem = |e| self.failed(e, "writing to the catalog");
         self.execute(
             "INSERT INTO iceberg_namespace_properties (catalog_name, namespace, property_key, property_value) VALUES ($1, $2, 'probe', 'true')",
             &[&self.name, &name],
@@ -176,6 +182,10 @@ impl Catalog {
         .await
         .map_err(problem)?;
         Ok(())
+    }
+
+    fn failed(&self, error: sqlx::Error, doing: &'static str) -> Error {
+        failed(error, doing).with("catalog", &self.place)
     }
 
     async fn execute(&self, sql: &str, args: &[&str]) -> sqlx::Result<u64> {
@@ -219,7 +229,8 @@ fn namespace(id: &TableIdent) -> String {
     id.namespace().join(".")
 }
 
-async fn sqlite(url: &str) -> Result<SqlitePool> {
+/// The pool and the file.
+async fn sqlite(url: &str) -> Result<(SqlitePool, String)> {
     let options = SqliteConnectOptions::from_str(url)
         .map_err(|e| Error::configuration("[catalog] url: not an SQLite URL").source(e))?
         .create_if_missing(true)
@@ -229,19 +240,22 @@ async fn sqlite(url: &str) -> Result<SqlitePool> {
         .busy_timeout(BUSY_TIMEOUT);
     let file = options.get_filename().to_owned();
     if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
-        tokio::fs::create_dir_all(folder).await.map_err(|e| {
-            Error::configuration("the catalog's folder cannot be created").with("folder", folder.display()).source(e)
-        })?;
+        tokio::fs::create_dir_all(folder)
+            .await
+            .map_err(|e| Error::file(Action::Configuration, "the catalog's folder cannot be created", folder, e))?;
     }
-    SqlitePoolOptions::new()
+    let place = file.display().to_string();
+    let pool = SqlitePoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(CONNECT_TIMEOUT)
         .connect_with(options)
         .await
-        .map_err(|e| failed(e, "opening the catalog").with("file", file.display()))
+        .map_err(|e| failed(e, "opening the catalog").with("catalog", &place))?;
+    Ok((pool, place))
 }
 
-async fn postgres(url: &str) -> Result<PgPool> {
+/// The pool and the server's `host:port`.
+async fn postgres(url: &str) -> Result<(PgPool, String)> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|e| Error::configuration("[catalog] url: not a PostgreSQL URL").source(e))?
         .application_name("lakeward catalog");
@@ -250,10 +264,18 @@ async fn postgres(url: &str) -> Result<PgPool> {
     let probe = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
     let connection = probe
         .unwrap_or(Err(sqlx::Error::PoolTimedOut))
-        .map_err(|e| failed(e, "connecting to the catalog").with("server", &server))?;
+        .map_err(|e| failed(e, "connecting to the catalog").with("catalog", &server))?;
     let _ = connection.close().await;
-    Ok(PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(options))
+    let pool = PgPoolOptions::new();
+    Ok((pool.max_connections(CONNECTIONS).acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(options), server))
 }
+
+/// Codes of databases that have no room left to write.
+const DISK_FULL_POSTGRES: &str = "53100";
+const SQLITE_FULL: &str = "13";
+/// SQLite's answer where the file may not grow, and where the shared memory beside it cannot.
+const SQLITE_IOERR_WRITE: &str = "778";
+const SQLITE_IOERR_SHMSIZE: &str = "4874";
 
 /// A database's error: wrong names, passwords and rights are the configuration's, anything else may pass.
 fn failed(error: sqlx::Error, doing: &'static str) -> Error {
@@ -262,6 +284,9 @@ fn failed(error: sqlx::Error, doing: &'static str) -> Error {
         (_, "28P01" | "28000") => "the catalog's database refused the user or password; check [catalog] url",
         (_, "3D000") => "the catalog's database does not exist; create it, or correct [catalog] url",
         (_, "42501") => "the catalog's user lacks a right on its tables or schema",
+        (_, DISK_FULL_POSTGRES | SQLITE_FULL | SQLITE_IOERR_WRITE | SQLITE_IOERR_SHMSIZE) => {
+            "the disk of the catalog's database is full, or its quota is; free space there, and work goes on by itself"
+        }
         (sqlx::Error::Configuration(_), _) => "[catalog] url cannot be used",
         (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed, _) => {
             "the catalog's database cannot be reached"

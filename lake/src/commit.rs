@@ -70,11 +70,21 @@ impl SnapshotChange {
 
 /// See [`Lake::commit`].
 pub(crate) async fn commit(lake: &Lake, table: &Table, change: TableChange) -> Result<Commit> {
-    let prepared = Change::prepare(table, change).await?;
+    let added = change.snapshot.as_ref().map_or(Vec::new(), |s| {
+        s.added_data.iter().chain(&s.added_deletes).map(|f| f.file_path().to_owned()).collect()
+    });
+    let prepared = match Change::prepare(table, change).await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            lake.storage().delete_quietly(&added).await;
+            return Err(error);
+        }
+    };
     crash_point!("lake.commit.manifests_written");
     let written = prepared.write(lake).await;
     if let Err(error) = written {
         lake.storage().delete_quietly(&prepared.files()).await;
+        lake.storage().delete_quietly(&added).await;
         return Err(error);
     }
     crash_point!("lake.commit.before_swap");

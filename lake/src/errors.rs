@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 
+use lakeward_runtime::error::{DISK_FULL, is_disk_full};
 use lakeward_runtime::{Action, Error};
 
 /// What the caller can do about a library's error: that of our own error or of the object store's, if one is among the causes.
@@ -23,6 +24,24 @@ fn action(error: &(dyn StdError + 'static)) -> Option<Action> {
         next = error.source();
     }
     None
+}
+
+/// There is no room for what was to be written.
+fn is_full(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            if is_disk_full(io) {
+                return true;
+            }
+            // `io::Error::source` skips the error it carries.
+            if io.get_ref().is_some_and(|carried| is_full(carried)) {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn store_action(error: &object_store::Error) -> Action {
@@ -63,12 +82,21 @@ pub(crate) fn store(error: object_store::Error, doing: &'static str, location: &
         PermissionDenied { .. } | Unauthenticated { .. } => format!(
             "the warehouse refused access while {doing}; check [warehouse] access_key_id, secret_access_key and the rights on it"
         ),
+        _ if is_full(&error) => format!("the warehouse failed while {doing}: {DISK_FULL}"),
         _ if action == Action::Retry => {
             format!("the warehouse failed while {doing}; is it reachable, is its disk full?")
         }
         _ => format!("the warehouse refused while {doing}"),
     };
     Error::new(action, message).with("location", location).source(error)
+}
+
+/// An error of an upload, which carries the object store's.
+pub(crate) fn upload(error: std::io::Error, doing: &'static str, location: &str) -> Error {
+    match error.downcast::<object_store::Error>() {
+        Ok(carried) => store(carried, doing, location),
+        Err(error) => Error::retry(doing).with("location", location).source(error),
+    }
 }
 
 /// An error of the iceberg crate: one of the storage keeps its action, anything else is data or metadata that is not as it
@@ -80,11 +108,18 @@ pub(crate) fn iceberg(error: iceberg::Error, doing: &'static str) -> Error {
 
 /// An error of the Parquet reader or writer.
 pub(crate) fn parquet(error: parquet::errors::ParquetError, doing: &'static str, location: &str) -> Error {
-    let action = match &error {
-        parquet::errors::ParquetError::External(inner) => action(&**inner).unwrap_or(Action::Human),
-        _ => Action::Human,
-    };
-    Error::new(action, doing).with("location", location).source(error)
+    use parquet::errors::ParquetError::External;
+    let External(inner) = error else { return Error::human(doing).with("location", location).source(error) };
+    match inner.downcast::<std::io::Error>() {
+        Ok(io) => upload(*io, doing, location),
+        Err(inner) => match inner.downcast::<object_store::Error>() {
+            Ok(carried) => store(*carried, doing, location),
+            Err(inner) => {
+                let action = action(&*inner).unwrap_or(Action::Human);
+                Error::new(action, doing).with("location", location).source(inner)
+            }
+        },
+    }
 }
 
 #[cfg(test)]

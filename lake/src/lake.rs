@@ -177,7 +177,8 @@ impl Lake {
     /// One atomic change on top of `table`, or the news that somebody else was first.
     ///
     /// Nothing is retried on a conflict. An error of `Action::Retry` can leave the outcome unknown (the catalog was away for
-    /// minutes): load the table and look at it before anything is prepared again. The change's data files are the caller's.
+    /// minutes): load the table and look at it before anything is prepared again. After a conflict the change's data files are
+    /// the caller's; an attempt that fails before the swap takes them with it, for a disk that is full would fill with tries.
     pub async fn commit(&self, table: &Table, change: TableChange) -> Result<Commit> {
         commit::commit(self, table, change).await
     }

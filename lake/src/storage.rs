@@ -357,6 +357,6 @@ impl FileWrite for Writer {
 
     async fn close(&mut self) -> iceberg::Result<()> {
         let closed = self.upload.shutdown().await;
-        closed.map_err(|e| iceberg::Error::new(iceberg::ErrorKind::Unexpected, "ending a file").with_source(e))
+        closed.map_err(|e| theirs(errors::upload(e, "writing a file", &self.location)))
     }
 }

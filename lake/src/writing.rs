@@ -7,7 +7,6 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, ListArray, RecordBatch,
 use arrow::datatypes::{DataType, Float32Type, Float64Type, SchemaRef as ArrowSchemaRef};
 use iceberg::metadata_columns::{delete_file_path_field, delete_file_pos_field};
 use iceberg::spec::{DataContentType, DataFile, PrimitiveType, Schema, SchemaRef, Struct, Type};
-use lakeward_runtime::error::Context;
 use lakeward_runtime::{Error, Result};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::arrow::async_writer::ParquetObjectWriter;
@@ -52,7 +51,8 @@ impl Default for WriteOptions {
 
 /// Writes batches of [`crate::arrow_schema`] of the table's current schema, one file at a time. Unpartitioned tables only.
 ///
-/// Dropped without [`Self::finish`], it leaves at most an object or parts that nothing names.
+/// Dropped without [`Self::finish`], it leaves at most objects or parts that nothing names; after a failure nothing at all, so
+/// that a disk that is full does not fill with tries.
 pub struct DataFileWriter {
     storage: Storage,
     folder: String,
@@ -114,6 +114,20 @@ impl DataFileWriter {
 
     /// Appends a batch to the current file, whole: a batch is never split over two files.
     pub async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        match self.append(batch).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.discard(error).await),
+        }
+    }
+
+    /// Removes the files that are done.
+    async fn discard(&mut self, error: Error) -> Error {
+        let done: Vec<String> = self.done.drain(..).map(|f| f.file_path().to_owned()).collect();
+        self.storage.delete_quietly(&done).await;
+        error
+    }
+
+    async fn append(&mut self, batch: &RecordBatch) -> Result<()> {
         if batch.num_rows() == 0 {
             return Ok(());
         }
@@ -173,8 +187,10 @@ impl DataFileWriter {
 
     /// Ends the last file. Files without a row are not written.
     pub async fn finish(mut self) -> Result<Vec<DataFile>> {
-        self.end_file().await?;
-        Ok(self.done)
+        match self.end_file().await {
+            Ok(()) => Ok(self.done),
+            Err(error) => Err(self.discard(error).await),
+        }
     }
 }
 
@@ -307,8 +323,14 @@ pub async fn write_position_deletes(
     for ((spec_id, partition), mut group) in groups {
         // The specification's order, which lets readers stop early.
         group.sort_by(|a, b| a.0.cmp(&b.0));
-        let file = write_delete_file(lake.storage(), table, spec_id, partition, &group).await;
-        written.push(file.with("table", table.ident())?);
+        match write_delete_file(lake.storage(), table, spec_id, partition, &group).await {
+            Ok(file) => written.push(file),
+            Err(error) => {
+                let done: Vec<String> = written.iter().map(|f: &DataFile| f.file_path().to_owned()).collect();
+                lake.storage().delete_quietly(&done).await;
+                return Err(error.with("table", table.ident()));
+            }
+        }
     }
     Ok(written)
 }

@@ -232,3 +232,86 @@ async fn the_lake_can_be_looked_at() {
         .unwrap();
     assert_eq!(described.fields().len(), 2);
 }
+
+/// The rest of an answer that fails while it is read.
+async fn failure(engine: &Engine, session: &mut Session, sql: &str) -> String {
+    match engine.sql(session, sql).await {
+        Err(error) => error.to_string(),
+        Ok(mut answer) => loop {
+            match futures::StreamExt::next(&mut answer.batches).await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break error.to_string(),
+                None => panic!("{sql} has an answer"),
+            }
+        },
+    }
+}
+
+/// Trap 41: what PostgreSQL answers to each of these, or a clear refusal where it has a value for which there is no type here.
+#[tokio::test]
+async fn infinities_are_those_of_postgresql() {
+    let lake = TestLake::local().await;
+    let moments = moments(&lake).await;
+    lake.checkpoint("users", 1, 1, 2, &[moments], true, &[]).await;
+    let engine = lake.engine().await;
+    let mut session = Session::default();
+    for (expression, expected) in [
+        ("date_trunc('month', at)", ["1970-01-01 00:00:00+00", "infinity", "-infinity", ""]),
+        ("date_trunc('year', ts)", ["1970-01-01 00:00:00", "infinity", "-infinity", ""]),
+        ("date_trunc('month', day)", ["1970-01-01 00:00:00", "infinity", "-infinity", ""]),
+        (
+            "date_bin(interval '1 day', ts, timestamp '2000-01-01')",
+            ["1970-01-02 00:00:00", "infinity", "-infinity", ""],
+        ),
+        ("at + interval '1 day'", ["1970-01-03 00:00:00+00", "infinity", "-infinity", ""]),
+        ("interval '1 month' + ts", ["1970-02-02 00:00:00", "infinity", "-infinity", ""]),
+        ("ts - interval '1 day 1 second'", ["1969-12-31 23:59:59", "infinity", "-infinity", ""]),
+        ("date_trunc('day', at + interval '36 hours')", ["1970-01-03 00:00:00+00", "infinity", "-infinity", ""]),
+        ("at + case when id > 2 then interval '1 day' end", ["", "", "-infinity", ""]),
+        ("at::timestamp", ["1970-01-02 00:00:00", "infinity", "-infinity", ""]),
+        ("ts::timestamptz", ["1970-01-02 00:00:00+00", "infinity", "-infinity", ""]),
+        ("day::timestamp", ["1970-01-02 00:00:00", "infinity", "-infinity", ""]),
+        ("ts::date", ["1970-01-02", "infinity", "-infinity", ""]),
+        ("extract(epoch from at)", ["86400", "Infinity", "-Infinity", ""]),
+        ("extract(month from ts)", ["1", "", "", ""]),
+        ("at = 'infinity'", ["false", "true", "false", ""]),
+        ("'-infinity' < day", ["true", "true", "false", ""]),
+        ("ts = timestamp 'infinity'", ["false", "true", "false", ""]),
+        ("day = '-infinity'::date", ["false", "false", "true", ""]),
+        ("at < timestamp '1999-01-01'", ["true", "false", "true", ""]),
+        ("at between '-infinity' and '2000-01-01'", ["true", "false", "true", ""]),
+        ("at in ('infinity', '1970-01-02')", ["true", "true", "false", ""]),
+    ] {
+        let sql = format!("select {expression} from users.moments order by id");
+        assert_eq!(rows(&engine, &mut session, &sql).await, expected, "{expression}");
+    }
+    for (sql, expected) in [
+        ("select a.id from users.moments a join users.moments b on a.at = b.ts order by 1", vec!["1", "2", "3"]),
+        (
+            "select a.id from users.moments a join users.moments b on a.ts = b.at and b.id > 1 order by 1",
+            vec!["2", "3"],
+        ),
+        ("select a.id from users.moments a join users.moments b on a.day = b.at order by 1", vec!["1", "2", "3"]),
+        (
+            "select a.id from users.moments a join (select id, ts as at from users.moments) b using (at) order by 1",
+            vec!["1", "2", "3"],
+        ),
+        ("select date_trunc('day', at), count(*) from users.moments group by 1 having count(*) > 1", vec![]),
+        ("select id from users.moments where at + interval '1 day' > now() order by 1", vec!["2"]),
+        ("select id from users.moments where date_trunc('day', ts) > '2000-01-01' order by 1", vec!["2"]),
+        ("select at - ts is not null from users.moments where id = 1", vec!["true"]),
+    ] {
+        assert_eq!(rows(&engine, &mut session, sql).await, expected, "{sql}");
+    }
+    for (expression, words) in [
+        ("ts - timestamp '2000-01-01'", "cannot subtract infinite timestamps"),
+        ("now() - at", "cannot subtract infinite timestamps"),
+        ("day - date '2000-01-01'", "cannot subtract infinite timestamps"),
+        ("extract(year from at)", "the year of an infinite timestamp is no integer"),
+    ] {
+        let error = failure(&engine, &mut session, &format!("select {expression} from users.moments")).await;
+        assert!(error.contains(words), "{expression}: {error}");
+        let finite = format!("select {expression} from users.moments where at = '1970-01-02'");
+        assert_eq!(rows(&engine, &mut session, &finite).await.len(), 1, "{expression}");
+    }
+}

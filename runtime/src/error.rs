@@ -1,6 +1,8 @@
 //! One error type for everything that touches the outside, sorted by what the caller does next.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 /// What to do about an error. The command line turns it into the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,15 @@ impl Error {
         Self::new(Action::Bug, message)
     }
 
+    /// An error of the local file system while `doing` something with a path. A full disk is worth another try, anything else
+    /// is `otherwise`.
+    pub fn file(otherwise: Action, doing: &str, path: &Path, error: io::Error) -> Self {
+        let full = is_disk_full(&error);
+        let (action, message) =
+            if full { (Action::Retry, format!("{doing}: {DISK_FULL}")) } else { (otherwise, doing.to_owned()) };
+        Self::new(action, message).with("path", path.display()).source(error)
+    }
+
     /// Adds what it happened to: `.with("table", id)`.
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
         self.inner.context.push((key, value.to_string()));
@@ -110,6 +121,15 @@ impl std::error::Error for Error {
     }
 }
 
+/// What an error says of a full disk, after what was being done.
+pub const DISK_FULL: &str = "the disk is full, or its quota is; free space there, and work goes on by itself";
+
+/// No room, on the disk or under a limit, for what was to be written.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// Adds context to a result of ours on its way up.
 pub trait Context<T> {
     fn with(self, key: &'static str, value: impl fmt::Display) -> Result<T>;
@@ -132,5 +152,16 @@ mod tests {
         let outer = Error::retry("sink").source(inner);
         assert_eq!(outer.to_string(), "sink: reading, topic=a.b.c: connection reset");
         assert!(outer.is_retryable());
+    }
+
+    #[test]
+    fn a_full_disk_passes() {
+        let at = Path::new("/state/x");
+        let full = Error::file(Action::Human, "writing", at, io::ErrorKind::StorageFull.into());
+        assert!(
+            full.is_retryable() && full.to_string().contains("disk is full") && full.to_string().contains("/state/x")
+        );
+        let denied = Error::file(Action::Human, "writing", at, io::ErrorKind::PermissionDenied.into());
+        assert_eq!(denied.action(), Action::Human);
     }
 }

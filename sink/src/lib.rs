@@ -135,19 +135,16 @@ async fn work(sink: Arc<Sink>, source: SourceConfig, shutdown: CancellationToken
 
 /// One sink per state directory: two would write the same index files.
 fn lock(state_dir: &Path) -> Result<File> {
-    std::fs::create_dir_all(state_dir)
-        .map_err(|e| Error::configuration("creating state_dir").with("path", state_dir.display()).source(e))?;
+    let failed = |doing, path: &Path, error| Error::file(Action::Configuration, doing, path, error);
+    std::fs::create_dir_all(state_dir).map_err(|e| failed("creating state_dir", state_dir, e))?;
     let path = state_dir.join("sink.lock");
-    let file = File::create(&path)
-        .map_err(|e| Error::configuration("opening the sink's lock file").with("path", path.display()).source(e))?;
+    let file = File::create(&path).map_err(|e| failed("opening the sink's lock file", &path, e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::configuration(
             "another sink runs with this state_dir; stop it, or give this one a state_dir of its own",
         )
         .with("path", path.display())),
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(Error::configuration("locking the sink's lock file").with("path", path.display()).source(error))
-        }
+        Err(std::fs::TryLockError::Error(error)) => Err(failed("locking the sink's lock file", &path, error)),
     }
 }

@@ -382,7 +382,13 @@ pub(crate) async fn finish(
     let added_deletes = if positions.is_empty() {
         Vec::new()
     } else {
-        write_position_deletes(&lake, &current, &base.files, &positions).await?
+        match write_position_deletes(&lake, &current, &base.files, &positions).await {
+            Ok(deletes) => deletes,
+            Err(error) => {
+                remove(&lake, &files.files).await;
+                return Err(error);
+            }
+        }
     };
     let removed: Vec<DataFile> = if truncated {
         base.files.data.iter().chain(&base.files.deletes).map(|live| live.file.as_ref().clone()).collect()

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use lakeward_log::Log;
 use lakeward_log::kafka::KafkaLog;
 use lakeward_runtime::config::{Codec, Config, LogConfig};
-use lakeward_runtime::{Error, Result, telemetry};
+use lakeward_runtime::{Action, Error, Result, telemetry};
 
 use crate::{Cli, Command};
 
@@ -27,9 +27,8 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let level = if matches!(cli.command, Command::Run(_)) { "info" } else { "warn" };
     telemetry::init(Some(cli.log.as_deref().unwrap_or(level)), cli.log_format.into())?;
     let config = Config::load(&cli.config)?;
-    std::fs::create_dir_all(&config.state_dir).map_err(|e| {
-        Error::configuration(format!("state_dir {} cannot be made", config.state_dir.display())).source(e)
-    })?;
+    std::fs::create_dir_all(&config.state_dir)
+        .map_err(|e| Error::file(Action::Configuration, "state_dir cannot be made", &config.state_dir, e))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -2,9 +2,12 @@
 
 use std::process::Output;
 
+use mongodb::bson::doc;
 use serde_json::json;
 
-use crate::harness::{Lakeward, Pipeline, Postgres, Servers, fresh, produce, stream_records, wait_until};
+use crate::harness::{
+    Lakeward, Mongo, Pipeline, Postgres, Servers, Stack, fresh, poll, produce, stream_records, wait_until,
+};
 
 /// Ended with this code, and said each of these words.
 #[track_caller]
@@ -57,12 +60,139 @@ fn servers_that_are_away_or_refuse_are_named() {
         lake.variant("state", &[(&format!("endpoint = \"{}\"", servers.s3), "endpoint = \"http://127.0.0.1:9\"")]);
     said(&lake.call_with(&config, &["check"]), 1, &["127.0.0.1:9"]);
 
-    let bucket = fresh("no-bucket-");
-    let config = lake.variant("state", &[("s3://lake/", &format!("s3://{bucket}/"))]);
-    said(&lake.call_with(&config, &["check"]), 1, &[&bucket]);
-
     // And with what is right, right.
     said(&lake.call(&["check"]), 0, &[]);
+}
+
+/// Says how to set it, and has everything once it is set.
+#[test]
+fn a_server_whose_wal_is_not_logical_is_told() {
+    let stack = Stack::start(&["postgres"], &[]);
+    let servers = stack.servers();
+    let users =
+        Postgres::on(&servers, "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'early')");
+    let lake = Pipeline::new().postgres(&users).build();
+    let restarted = |level: &str| {
+        users.session().execute(&format!("ALTER SYSTEM SET wal_level = {level}"));
+        stack.stop("postgres");
+        stack.restart("postgres");
+        assert_eq!(users.session().value("SHOW wal_level"), level);
+    };
+    restarted("replica");
+    let words =
+        ["wal_level is replica", "ALTER SYSTEM SET wal_level = logical", "restart the server", users.name.as_str()];
+    said(&lake.call(&["check"]), 1, &words);
+    said(&lake.call(&["run"]), 2, &words);
+    said(&lake.call(&["run", "--until-caught-up"]), 2, &words);
+    users.session().execute("INSERT INTO t VALUES (2, 'meanwhile')");
+
+    restarted("logical");
+    said(&lake.call(&["check"]), 0, &[]);
+    let running = lake.start(&[]);
+    users.session().execute("INSERT INTO t VALUES (3, 'after')");
+    lake.wait_for_value(&format!("select count(*) from {}.t", users.name), &json!(3));
+    lake.verify();
+    running.stop();
+}
+
+/// Tables whose updates nobody could follow are named and left alone: the application's own updates go on. With a key they join.
+#[test]
+fn tables_without_replica_identity_are_told_and_left_alone() {
+    let users = Postgres::new(
+        "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (1, 1);
+         CREATE TABLE keyless (id int NOT NULL, n int); INSERT INTO keyless VALUES (1, 1), (2, 1);
+         CREATE TABLE silent (id int PRIMARY KEY, n int); INSERT INTO silent VALUES (1, 1), (2, 1);
+         ALTER TABLE silent REPLICA IDENTITY NOTHING",
+    );
+    let lake = Pipeline::new().postgres(&users).build();
+    let name = &users.name;
+    said(
+        &lake.call(&["check"]),
+        1,
+        &[
+            "table public.keyless has no key",
+            "add a primary key",
+            "table public.silent has REPLICA IDENTITY NOTHING",
+            "ALTER TABLE \"public\".\"silent\" REPLICA IDENTITY DEFAULT",
+        ],
+    );
+    let running = lake.start(&[]);
+    lake.wait_for_value(&format!("select count(*) from {name}.t"), &json!(1));
+    for table in ["keyless", "silent"] {
+        let log = running.log();
+        assert!(log.contains(&format!("table public.{table} has")), "{log}");
+        // Published without an identity, these would fail.
+        users.execute(&format!("UPDATE {table} SET n = 2 WHERE id = 1; DELETE FROM {table} WHERE id = 2"));
+        let missing = lake.try_sql(&format!("select * from {name}.{table}")).unwrap_err();
+        assert_eq!(missing.0, 1, "{}", missing.1);
+    }
+    // What is not captured is not proven.
+    let verified = lake.verify_any(&[]);
+    assert_eq!(verified.code, 1, "{verified:?}");
+    let report = verified.report.to_string();
+    assert!(report.contains("keyless") && report.contains("silent"), "{report}");
+
+    users.execute("ALTER TABLE keyless ADD PRIMARY KEY (id); ALTER TABLE silent REPLICA IDENTITY DEFAULT");
+    for table in ["keyless", "silent"] {
+        lake.wait_for_value(&format!("select sum(n) from {name}.{table}"), &json!(2));
+        users.execute(&format!("UPDATE {table} SET n = 3; INSERT INTO {table} VALUES (4, 4)"));
+    }
+    lake.wait_for_value(&format!("select sum(n) from {name}.silent"), &json!(7));
+    said(&lake.call(&["check"]), 0, &[]);
+    lake.verify();
+
+    // A table that loses its key while it is captured is said to be captured no longer, and why.
+    users.execute("ALTER TABLE silent REPLICA IDENTITY NOTHING");
+    let told = poll(|| running.log().contains("public.silent is not captured any more").then_some(()));
+    assert!(told.is_some(), "{}", running.log());
+    users.execute("UPDATE silent SET n = 5");
+    let verified = lake.verify_any(&[]);
+    assert_eq!(verified.code, 1, "{verified:?}");
+    users.execute("ALTER TABLE silent REPLICA IDENTITY DEFAULT");
+    lake.wait_for_value(&format!("select sum(n) from {name}.silent"), &json!(10));
+    lake.verify();
+    running.stop();
+}
+
+/// Without a replica set there are no change streams. The data stay; once it is one, all of them come.
+#[test]
+fn a_standalone_mongod_is_told() {
+    let mut stack = Stack::start(&["mongodb"], &[("LAKEWARD_MONGO_SET", "")]);
+    let shop = Mongo::on(&stack.servers());
+    shop.collection("items").insert(doc! { "_id": 1, "name": "early" });
+    let lake = Pipeline::new().mongo(&shop).build();
+    let words = ["standalone", "--replSet", "rs.initiate()", shop.name.as_str()];
+    said(&lake.call(&["check"]), 1, &words);
+    said(&lake.call(&["run"]), 2, &words);
+    said(&lake.call(&["run", "--until-caught-up"]), 2, &words);
+
+    stack.stop("mongodb");
+    stack.set(&[]);
+    stack.restart("mongodb");
+    said(&lake.call(&["check"]), 0, &[]);
+    let running = lake.start(&[]);
+    shop.collection("items").insert(doc! { "_id": 2, "name": "after" });
+    lake.wait_for_value(&format!("select count(*) from {}.items", shop.name), &json!(2));
+    lake.verify();
+    running.stop();
+}
+
+/// `check` and `run` say it alike; what was captured meanwhile waits in the log.
+#[test]
+fn a_missing_bucket_is_told() {
+    let (users, lake) = pipeline();
+    let bucket = fresh("no-bucket-");
+    let config = lake.variant("state", &[("s3://lake/", &format!("s3://{bucket}/"))]);
+    let words = [bucket.as_str(), "bucket does not exist", "[warehouse] url"];
+    said(&lake.call_with(&config, &["check"]), 1, &words);
+    said(&lake.call_with(&config, &["run"]), 2, &words);
+    said(&lake.call_with(&config, &["run", "--until-caught-up"]), 2, &words);
+    users.execute("UPDATE t SET n = n + 100 WHERE id <= 5; DELETE FROM t WHERE id = 6");
+    lake.catch_up();
+    assert_eq!(lake.value(&format!("select count(*) from {}.t", users.name)), json!(19));
+    let running = lake.start(&[]);
+    lake.verify();
+    running.stop();
 }
 
 #[test]

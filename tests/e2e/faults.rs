@@ -141,7 +141,7 @@ fn everything_dies_at_any_moment() {
 #[test]
 fn kafka_and_minio_die_and_come_back() {
     let _heavy = heavy();
-    let stack = Stack::start();
+    let stack = Stack::start(&["kafka", "minio"], &[]);
     let scene = Scene::new(Pipeline::on(stack.servers()));
     let mut running = scene.lake.start(&[]);
     scene.lake.wait_for_value(&format!("select count(*) > 0 from {}.items", scene.shop.name), &json!(true));

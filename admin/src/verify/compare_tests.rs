@@ -1,3 +1,4 @@
+//! Two sides compared row by row: what is said of rows that are missing, doubled or different, and which reports prove nothing.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

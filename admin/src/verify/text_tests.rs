@@ -1,3 +1,4 @@
+//! Lake values printed as PostgreSQL prints them, for `verify` to compare with the server's own text.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use lakeward_event::{ChangeBatch, TableSchema};
 use lakeward_runtime::{Error, Result};
 use tokio_postgres::GenericClient;
 
+use super::attributes;
 use super::catalog::{self, Table, TableColumn, TableShape};
 use super::pgoutput::{Old, OldKind, Relation, RelationColumn, Tuple, Value};
 use super::snapshot::state::Key;
@@ -23,6 +24,10 @@ impl Capture {
     /// None: the relation is not of this shape.
     pub fn new(table: &Table, shape: TableShape, relation: &Relation<'_>) -> Option<Self> {
         let binding = Binding::of(relation, &shape)?;
+        // Two columns of a type that have exchanged their names.
+        if !binding.in_order() {
+            return None;
+        }
         let mut key_places = Vec::with_capacity(table.key.len());
         for index in &table.key {
             let name = &table.columns.get(*index)?.name;
@@ -83,41 +88,41 @@ pub fn relation_of(table: &Table) -> Relation<'_> {
     }
 }
 
-/// The catalog's table as it was when the server wrote `relation`: DDL has run since, and the stream is not there yet. A column
-/// that is not in the catalog under its name and type was renamed, retyped or dropped since: its number is that of its name in
-/// one of the `known` schemas, newest first. None: the column, or its type, cannot be known any more.
+/// The catalog's table as it was when the server wrote `relation`: DDL has run since, and the stream is not there yet. `known`: the
+/// table's schemas in the log. None: which attributes the columns are, or what a type was, cannot be known any more.
 pub async fn as_of_relation<C: GenericClient + Sync>(
     client: &C,
     table: &Table,
     relation: &Relation<'_>,
     known: &[Arc<TableSchema>],
 ) -> Result<Option<Table>> {
+    let dropped = catalog::dropped_columns(client, table.oid).await?;
+    let Some(numbers) = attributes::numbers(&table.columns, &dropped, &relation.columns, known) else {
+        return Ok(None);
+    };
     let mut columns = Vec::with_capacity(relation.columns.len());
-    for wanted in &relation.columns {
-        let same_type = |c: &&TableColumn| c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier;
-        if let Some(column) = table.columns.iter().filter(same_type).find(|c| c.name == wanted.name) {
-            columns.push(column.clone());
+    for (wanted, number) in relation.columns.iter().zip(numbers) {
+        let now = table.columns.iter().find(|c| c.number == number);
+        if let Some(column) = now.filter(|c| c.type_oid == wanted.type_oid && c.type_modifier == wanted.type_modifier) {
+            columns.push(TableColumn { name: wanted.name.to_owned(), ..column.clone() });
             continue;
         }
-        let Some(before) = known.iter().rev().find_map(|s| s.columns.iter().find(|c| c.name == wanted.name)) else {
-            return Ok(None);
-        };
-        let (Ok(number), Some((column_type, source_type))) =
-            (i16::try_from(before.id), catalog::column_type(client, wanted.type_oid, wanted.type_modifier).await?)
+        let Some((column_type, source_type)) =
+            catalog::column_type(client, wanted.type_oid, wanted.type_modifier).await?
         else {
             return Ok(None);
         };
+        let before = known.iter().rev().find_map(|s| s.columns.iter().find(|c| c.id == i32::from(number)));
         columns.push(TableColumn {
             number,
             name: wanted.name.to_owned(),
             type_oid: wanted.type_oid,
             type_modifier: wanted.type_modifier,
             source_type,
-            nullable: before.nullable,
+            nullable: now.map(|c| c.nullable).or(before.map(|c| c.nullable)).unwrap_or(true),
             column_type,
         });
     }
-    columns.sort_by_key(|c| c.number);
     let numbers: Option<Vec<i16>> = table.key.iter().map(|i| table.columns.get(*i).map(|c| c.number)).collect();
     let place = |number: i16| columns.iter().position(|c| c.number == number);
     let mut table = table.clone();

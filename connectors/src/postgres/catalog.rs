@@ -245,6 +245,18 @@ fn end_key(tables: &mut [Table], key: &mut Vec<(i64, usize)>) {
     }
 }
 
+/// Numbers of the columns that a table had and has no more.
+pub async fn dropped_columns<C: GenericClient + Sync>(client: &C, oid: u32) -> Result<Vec<i16>> {
+    let rows = client
+        .query(
+            "SELECT attnum FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND attisdropped",
+            &[&oid],
+        )
+        .await
+        .map_err(|e| unreadable(e).with("table", oid))?;
+    rows.iter().map(|row| get(row, 0)).collect()
+}
+
 /// How values of a type (oid and modifier) travel, and the type's name; for columns that no table has any more. None: the
 /// type is gone too.
 pub async fn column_type<C: GenericClient + Sync>(

@@ -26,10 +26,11 @@ pub enum Mark {
     Cut { request: String },
     /// What was committed before `run --until-caught-up` started is before this.
     CaughtUp { run: String },
-    /// P0 of design.md section 5: the last range of the table was read before this.
-    RangesRead { table: u32, run: String },
+    /// P0 of design.md section 5: the last range of the table was read before this. `attempt`: see
+    /// [`TableState::attempt`](super::snapshot::state::TableState::attempt).
+    RangesRead { table: u32, run: String, attempt: u64 },
     /// P1: when this was written no row of the table was unresolved.
-    Settled { table: u32, run: String },
+    Settled { table: u32, run: String, attempt: u64 },
 }
 
 /// A message as it arrives.
@@ -94,7 +95,8 @@ mod tests {
 
     #[test]
     fn only_our_slots_messages_are_ours() {
-        let message = Message { slot: "a".into(), clock: 5, mark: Mark::RangesRead { table: 7, run: "x".into() } };
+        let message =
+            Message { slot: "a".into(), clock: 5, mark: Mark::RangesRead { table: 7, run: "x".into(), attempt: 1 } };
         let text = serde_json::to_vec(&message).unwrap();
         assert_eq!(parse("a", PREFIX, &text), Some(message));
         assert_eq!(parse("b", PREFIX, &text), None);

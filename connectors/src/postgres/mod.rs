@@ -6,7 +6,7 @@
 //! - [`publication`], [`slot`]: what the server sends, and from where
 //! - [`mark`]: messages of ours in the WAL
 //! - [`cursor`]: where the stream is and what that proves
-//! - [`stream`]: the loop; [`capture`]: one table in it
+//! - [`stream`]: the loop; [`capture`]: one table in it; [`attributes`]: its columns, where DDL has run since
 //! - [`snapshot`]: waves of ranges beside the stream
 //! - [`problems`]: what `lakeward check` asks of a source
 //! - [`types`]: a column's PostgreSQL type to its logical type and the form its values travel in
@@ -18,6 +18,7 @@
 //! - [`column`]: Arrow columns that can take a value back
 
 pub mod array;
+mod attributes;
 mod capture;
 pub mod catalog;
 pub mod client;
@@ -53,7 +54,7 @@ use self::client::{connect, connect_replication, replication_error, sql_error};
 use self::cursor::Cursor;
 use self::slot::Start;
 use self::snapshot::Snapshots;
-use self::snapshot::state::{State, TableState};
+use self::snapshot::state::State;
 use self::stream::{Parts, Stream};
 use crate::ConnectorContext;
 use crate::publisher::{Lane, Publisher};
@@ -66,10 +67,11 @@ pub async fn run(
     shutdown: &CancellationToken,
 ) -> Result<Option<Checkpoint>> {
     let encoder = crate::encoder(context.codec)?;
+    let sql = Arc::new(connect(&source.url, "connector").await?);
+    // First: a server whose wal_level is minimal refuses the replication connection, and does not say why.
+    require_logical(&sql).await?;
     let mut connection = connect_replication(&source.url)?;
     let identity = slot::identify(&mut connection)?;
-    let sql = Arc::new(connect(&source.url, "connector").await?);
-    require_logical(&sql).await?;
     // Requests from now on are ours to answer.
     let signals = context.log.signals(&source.name).await?;
     // Ends an older connector of this source; the server may take a moment to see its connection go.
@@ -98,7 +100,10 @@ pub async fn run(
     };
 
     let draft = last.as_ref().map(|c| &c.draft);
-    let state = snapshot_state(draft.map(|d| &d.snapshot), &tables, &added)?;
+    let in_log = |table: &Table| {
+        !publisher.versions(&lakeward_event::TableId::new(&source.name, &table.schema, &table.name)).is_empty()
+    };
+    let state = snapshot_state(draft.map(|d| &d.snapshot), &tables, &added, in_log)?;
     let (from, watermark) = draft.map_or((0, 0), |d| (d.watermark_from, d.watermark));
     let interval = i64::try_from(context.checkpoint_interval.as_micros()).unwrap_or(i64::MAX);
     let cursor = Cursor::new(identity, interval, lsn, partial, from, watermark);
@@ -153,7 +158,7 @@ async fn require_logical(sql: &tokio_postgres::Client) -> Result<()> {
         return Ok(());
     }
     Err(Error::configuration(format!(
-        "wal_level is {level}, capture needs wal_level = logical (in postgresql.conf, then restart the server)"
+        "wal_level is {level}, capture needs logical: ALTER SYSTEM SET wal_level = logical, then restart the server"
     )))
 }
 
@@ -182,10 +187,12 @@ async fn tables(
 }
 
 /// The snapshots to take: what the last checkpoint left unfinished, and every table that has joined the publication since.
+/// `in_log`: whether a table of that name was in the log before.
 fn snapshot_state(
     saved: Option<&serde_json::Value>,
     tables: &BTreeMap<u32, Table>,
     added: &std::collections::BTreeSet<u32>,
+    in_log: impl Fn(&Table) -> bool,
 ) -> Result<State> {
     let mut state: State = match saved {
         None | Some(serde_json::Value::Null) => State::default(),
@@ -196,8 +203,8 @@ fn snapshot_state(
     state.done.retain(|oid| tables.contains_key(oid) && !added.contains(oid));
     state.tables.retain(|oid, _| tables.contains_key(oid) && !added.contains(oid));
     for (oid, table) in tables {
-        if !state.done.contains(oid) {
-            state.tables.entry(*oid).or_insert_with(|| TableState::new(format!("{}.{}", table.schema, table.name)));
+        if !state.done.contains(oid) && !state.tables.contains_key(oid) {
+            state.begin(*oid, format!("{}.{}", table.schema, table.name), in_log(table));
         }
     }
     Ok(state)

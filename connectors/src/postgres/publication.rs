@@ -42,6 +42,23 @@ async fn members(client: &Client, name: &str) -> Result<Option<(bool, BTreeSet<u
         .await
         .map_err(|e| sql_error("looking for the publication", e))?;
     let Some(row) = row else { return Ok(None) };
+    // Column lists and row filters came with PostgreSQL 15; as JSON the query is the same before.
+    let partial = client
+        .query_opt(
+            "SELECT r.prrelid::regclass::text FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+              WHERE p.pubname = $1
+                AND (to_jsonb(r) -> 'prattrs' NOT IN ('null', '\"\"') OR to_jsonb(r) -> 'prqual' <> 'null') LIMIT 1",
+            &[&name],
+        )
+        .await
+        .map_err(|e| sql_error("reading the publication", e))?;
+    if let Some(partial) = partial {
+        return Err(Error::configuration(
+            "the publication must publish whole tables; take the column list or row filter off, or name another one by `publication`",
+        )
+        .with("publication", name)
+        .with("table", partial.get::<_, &str>(0)));
+    }
     if !row.get::<_, bool>(1) || !row.get::<_, bool>(2) {
         return Err(Error::configuration(
             "the publication must publish insert, update, delete and truncate, with publish_via_partition_root = true",

@@ -38,6 +38,11 @@ impl Binding {
             .ok()
     }
 
+    /// Whether values come in the order of the schema, as a server sends them.
+    pub fn in_order(&self) -> bool {
+        self.columns.is_sorted()
+    }
+
     fn try_of(relation: &Relation<'_>, shape: &TableShape) -> Result<Self, String> {
         let schema = shape.schema();
         if relation.columns.len() != schema.columns.len() {

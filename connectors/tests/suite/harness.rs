@@ -304,6 +304,8 @@ pub struct Change {
     pub sequence: u64,
     pub partition: i32,
     pub tx: Option<u64>,
+    /// Microseconds since 1970.
+    pub commit_ts: Option<i64>,
     pub before: Option<Vec<Option<String>>>,
     pub after: Option<Vec<Option<String>>>,
     pub unchanged: Vec<usize>,
@@ -331,6 +333,7 @@ fn changes_of(batch: &ChangeBatch, partition: i32) -> Vec<Change> {
             sequence: batch.sequences()[row],
             partition,
             tx: batch.tx().is_valid(row).then(|| batch.tx().value(row)),
+            commit_ts: batch.commit_ts().is_valid(row).then(|| batch.commit_ts().value(row)),
             before: side(batch.before(), row),
             after: side(batch.after(), row),
             unchanged: (0..columns)

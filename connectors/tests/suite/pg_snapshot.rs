@@ -181,6 +181,30 @@ async fn a_table_joins_while_its_writer_is_open() {
     writer.batch_execute("BEGIN; INSERT INTO late VALUES (1)").await.unwrap();
     let running = source.start();
     source.wait("the start", |c| c.draft.converging == ["public.late"]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(source.last().await.unwrap().draft.converging, ["public.late"], "the snapshot did not wait");
+    writer.batch_execute("INSERT INTO late VALUES (2); COMMIT").await.unwrap();
+    source
+        .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 0)
+        .await;
+    running.stop().await;
+    source.catch_up().await;
+    source.assert_same("public.late").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_joins_a_running_connector_while_its_writer_is_open() {
+    // The same, where the connector finds the table by itself.
+    let source = Source::new("found").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let running = source.start();
+    source.wait("a settled checkpoint", |c| c.draft.cut && c.draft.converging.is_empty()).await;
+    source.run("CREATE TABLE late (id int PRIMARY KEY)").await;
+    let writer = source.connect().await;
+    writer.batch_execute("BEGIN; INSERT INTO late VALUES (1)").await.unwrap();
+    source.wait("the table is found", |c| c.draft.converging == ["public.late"]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(source.last().await.unwrap().draft.converging, ["public.late"], "the snapshot did not wait");
     writer.batch_execute("INSERT INTO late VALUES (2); COMMIT").await.unwrap();
     source
         .wait("the snapshot's end", |c| c.draft.cut && c.draft.converging.is_empty() && c.draft.next_sequence > 0)
@@ -229,6 +253,40 @@ async fn values_that_updates_leave_out_are_completed() {
         changes.iter().any(|c| !c.unchanged.is_empty() && c.sequence < settled.draft.next_sequence),
         "no value was left out"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_no_range_has_is_completed_by_its_key() {
+    // Trap 6: rows of unread pages move to pages that are read, and the stream leaves their big value out.
+    let source = Source::new("moved").await;
+    source.run("CREATE TABLE other (id int PRIMARY KEY)").await;
+    source.catch_up().await;
+    source
+        .run(
+            "CREATE TABLE t (id int PRIMARY KEY, n int, pad text, big text);
+             ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+             INSERT INTO t SELECT i, 0, repeat('p', 100), repeat(md5(i::text), 125) FROM generate_series(1, 20000) i",
+        )
+        .await;
+    let running = source.start();
+    source.wait("the first range", |c| c.draft.next_sequence > 0).await;
+    running.kill().await;
+    source.run("DELETE FROM t WHERE id <= 14000 AND id % 4 = 0").await;
+    source.run("VACUUM t").await;
+    // Read first by the stream: the ranges are done long before it comes to the update.
+    source.run("INSERT INTO other SELECT generate_series(1, 50000)").await;
+    source.run("UPDATE t SET n = 1 WHERE id > 17000").await;
+    let oid: u32 = source.sql.query_one("SELECT 't'::regclass::oid", &[]).await.unwrap().get(0);
+    let state = source.last().await.unwrap().draft.snapshot;
+    let leaf = &state["tables"][oid.to_string()]["leaves"][oid.to_string()];
+    let step = leaf["step"].as_i64().unwrap();
+    let done: Vec<i64> = leaf["done"].as_array().unwrap().iter().map(|d| d.as_i64().unwrap()).collect();
+    assert!(done.len() < leaf["ranges"].as_u64().unwrap() as usize, "the snapshot was done before the update");
+    let sql = "SELECT count(*) FROM t WHERE n = 1 AND (ctid::text::point)[0]::int8 / $1::int8 = ANY($2::int8[])";
+    let moved: i64 = source.sql.query_one(sql, &[&step, &done]).await.unwrap().get(0);
+    assert!(moved > 0, "no row has moved to {done:?} of {leaf}");
+    source.catch_up().await;
+    source.assert_same("public.t").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -159,38 +159,6 @@ async fn values_read_the_same_whatever_the_role_has_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn columns_keep_their_identity_through_ddl_that_runs_ahead() {
-    let source = Source::new("ddl").await;
-    source.run("CREATE TABLE t (id int PRIMARY KEY, a text, b int)").await;
-    source.catch_up().await;
-    // All of it is in the WAL before the connector sees any.
-    source
-        .run(
-            "INSERT INTO t VALUES (1, 'one', 1); ALTER TABLE t RENAME a TO c; INSERT INTO t VALUES (2, 'two', 2);
-             ALTER TABLE t ADD d text; INSERT INTO t VALUES (3, 'three', 3, 'd'); ALTER TABLE t DROP b; INSERT INTO t VALUES (4, 'four', 'd4')",
-        )
-        .await;
-    source.catch_up().await;
-    let changes = source.changes().await;
-    assert_eq!(changes.len(), 4);
-    let schemas = source.log.schemas(&source.config.name).await.unwrap();
-    for schema in &schemas {
-        for column in &schema.columns {
-            let id = match column.name.as_str() {
-                "id" => 1,
-                "a" | "c" => 2,
-                "b" => 3,
-                "d" => 4,
-                other => panic!("{other}"),
-            };
-            assert_eq!(column.id, id, "{schema:?}");
-        }
-    }
-    assert_eq!(changes[0].after.as_ref().unwrap()[1].as_deref(), Some("one"));
-    assert_eq!(changes[3].after.as_ref().unwrap()[2].as_deref(), Some("d4"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_lies_exactly_where_it_was_asked_for() {
     let source = Source::new("cut").await;
     source
@@ -228,4 +196,87 @@ async fn a_cut_lies_exactly_where_it_was_asked_for() {
     }
     load.abort();
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_of_several_tables_empties_each() {
+    let source = Source::new("several").await;
+    source.run("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY REFERENCES a)").await;
+    source.catch_up().await;
+    source.run("INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1), (2)").await;
+    source.run("TRUNCATE a CASCADE").await;
+    source.run("INSERT INTO a VALUES (3); INSERT INTO b VALUES (3)").await;
+    source.catch_up().await;
+    source.assert_same("public.a").await;
+    source.assert_same("public.b").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cuts_hold_what_was_committed_before_their_tick_and_nothing_else() {
+    let source = Source::new("ticks").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 0)").await;
+    let running = source.start();
+    source.wait("a settled checkpoint", |c| c.draft.cut && c.draft.converging.is_empty()).await;
+    let writer = source.connect().await;
+    let load = tokio::spawn(async move {
+        for n in 1i32.. {
+            writer.execute("UPDATE t SET v = $1", &[&n]).await.unwrap();
+            // Pauses too: then a message of ours is what passes the tick.
+            if n % 200 == 0 {
+                tokio::time::sleep(Duration::from_millis(400)).await;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    load.abort();
+    let _ = load.await;
+    running.stop().await;
+    source.catch_up().await;
+    let changes = source.changes().await;
+    let commits: Vec<(u64, i64)> =
+        changes.iter().filter(|c| c.tx.is_some()).map(|c| (c.sequence, c.commit_ts.unwrap())).collect();
+    let (mut with_changes, mut last) = (0, 0);
+    for cut in source.checkpoints().await.iter().filter(|c| c.draft.cut) {
+        assert!(cut.draft.watermark_from <= cut.draft.watermark, "true for no moment: {cut:?}");
+        let (inside, after): (Vec<_>, Vec<_>) = commits.iter().partition(|(s, _)| *s < cut.draft.next_sequence);
+        if let Some(newest) = inside.iter().map(|(_, at)| *at).max() {
+            assert!(newest < cut.draft.watermark_from, "a commit of {newest} is in {cut:?}");
+            with_changes += usize::from(inside.len() > last);
+            last = inside.len();
+        }
+        // Commit times run backwards by a little: what counts is the first that is not in.
+        if let Some((_, next)) = after.first() {
+            assert!(*next + 5_000 >= cut.draft.watermark, "a commit of {next} is not in {cut:?}");
+        }
+    }
+    assert!(with_changes > 5, "{with_changes} cuts of {} commits", commits.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_is_confirmed_than_is_committed_to_the_log() {
+    let source = Source::new("confirm").await;
+    source.run("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 0)").await;
+    source.catch_up().await;
+    let writer = source.connect().await;
+    let load = tokio::spawn(async move {
+        for n in 1i32.. {
+            writer.execute("UPDATE t SET v = $1", &[&n]).await.unwrap();
+        }
+    });
+    for round in 0..5 {
+        let before = source.last().await.unwrap().id;
+        let running = source.start();
+        source.wait("some checkpoints", |c| c.id > before && c.draft.cut).await;
+        tokio::time::sleep(Duration::from_millis(300 + 130 * round)).await;
+        running.kill().await;
+        let Position::Postgres { lsn, .. } = source.last().await.unwrap().draft.position else { panic!() };
+        let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1::text";
+        let confirmed: String = source.sql.query_one(sql, &[&source.config.slot]).await.unwrap().get(0);
+        let confirmed = lakeward_event::position::parse_lsn(&confirmed).unwrap();
+        assert!(confirmed <= lsn, "{} is confirmed, {} committed", format_lsn(confirmed), format_lsn(lsn));
+    }
+    load.abort();
+    let _ = load.await;
+    source.catch_up().await;
+    source.assert_same("public.t").await;
 }

@@ -6,5 +6,6 @@ mod commits;
 mod failures;
 mod harness;
 mod readers;
+mod specs;
 mod system;
 mod writing;

@@ -1,5 +1,6 @@
 //! PostgreSQL's habits that DataFusion lacks. Arrow values -> the text PostgreSQL prints; uuid literals and casts in queries.
 
+mod infinity;
 mod rewrite;
 #[cfg(test)]
 mod tests;

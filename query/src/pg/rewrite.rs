@@ -1,5 +1,5 @@
-//! uuid, text and infinity in queries: `id = '…'`, `id IN ('…')`, `'…'::uuid`, `id::text`, `day > now()`, `at::date` -> what
-//! DataFusion can plan and run.
+//! uuid, text and infinity in queries: `id = '…'`, `id IN ('…')`, `'…'::uuid`, `id::text`, `day > now()`, `at::date`, `at =
+//! 'infinity'` -> what DataFusion can plan and run. Functions and arithmetic of infinities are in [`infinity`].
 //!
 //! A uuid column is 16 bytes to DataFusion, which does not compare them with text; and its casts to text print an infinite
 //! date as an error of the whole query.
@@ -17,13 +17,14 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, TypePlanner};
 use datafusion::logical_expr::{
     Between, BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator, ScalarFunctionArgs,
-    ScalarUDF, ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility,
+    ScalarUDF, ScalarUDFImpl, Signature, TryCast, TypeSignature, Volatility, cast,
 };
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
-use datafusion::sql::sqlparser::ast::{BinaryOperator, DataType as SqlType};
+use datafusion::sql::sqlparser::ast::{BinaryOperator, DataType as SqlType, TimezoneInfo};
 
 use lakeward_event::types::{DATE_INFINITY, TIMESTAMP_INFINITY};
 
+use super::infinity;
 use super::text::{Style, parse_uuid, printer};
 
 const UUID: DataType = DataType::FixedSizeBinary(16);
@@ -53,7 +54,7 @@ fn prints_differently(ty: &DataType) -> bool {
     )
 }
 
-fn call(function: impl ScalarUDFImpl + 'static, argument: Expr) -> Expr {
+pub(super) fn call(function: impl ScalarUDFImpl + 'static, argument: Expr) -> Expr {
     Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(ScalarUDF::new_from_impl(function)), vec![argument]))
 }
 
@@ -84,19 +85,44 @@ fn reconcile(left: Expr, right: Expr, schema: &DFSchema) -> Result<Option<(Expr,
     } else if is_text(&l) && r == UUID {
         Some(if matches!(left, Expr::Literal(..)) { (as_uuid(left)?, right) } else { (left, as_text(right)) })
     } else if l == DataType::Date32 && matches!(r, DataType::Timestamp(..)) {
-        Some((as_timestamp(left, &r), right))
+        Some((convert(left, &r), right))
     } else if matches!(l, DataType::Timestamp(..)) && r == DataType::Date32 {
-        let right = as_timestamp(right, &l);
+        let right = convert(right, &l);
         Some((left, right))
+    } else if let (
+        DataType::Timestamp(TimeUnit::Microsecond, here),
+        DataType::Timestamp(TimeUnit::Microsecond, there),
+    ) = (&l, &r)
+    {
+        // With a zone and without one: DataFusion's cast goes by way of a calendar that has no infinity.
+        match (here, there) {
+            (Some(_), None) => Some((left, convert(right, &l))),
+            (None, Some(_)) => Some((convert(left, &r), right)),
+            _ => None,
+        }
+    } else if let Some(value) = infinite_literal(&right, &l) {
+        Some((left, value))
     } else {
-        None
+        infinite_literal(&left, &r).map(|value| (value, right))
     })
 }
 
-/// A date beside a timestamp of this type: DataFusion's own cast goes by way of nanoseconds, where an infinite date fails the query.
-fn as_timestamp(date: Expr, other: &DataType) -> Expr {
+/// `'infinity'` beside a date or timestamp of this type.
+fn infinite_literal(expr: &Expr, other: &DataType) -> Option<Expr> {
+    let Expr::Literal(value, metadata) = expr else { return None };
+    let value = infinity::literal(value.try_as_str()??, other)?;
+    Some(Expr::Literal(value, metadata.clone()))
+}
+
+fn is_infinite(expr: &Expr, other: Option<&DataType>) -> bool {
+    other.is_some_and(|ty| infinite_literal(expr, ty).is_some())
+}
+
+/// A date or timestamp as a timestamp like `other`: DataFusion's own casts go by way of nanoseconds or a calendar, where an
+/// infinite one fails the query.
+pub(super) fn convert(moment: Expr, other: &DataType) -> Expr {
     let zone = if let DataType::Timestamp(_, zone) = other { zone.clone() } else { None };
-    call(Convert::new("pg_timestamp", DataType::Timestamp(TimeUnit::Microsecond, zone)), date)
+    call(Convert::new("pg_timestamp", DataType::Timestamp(TimeUnit::Microsecond, zone)), moment)
 }
 
 /// `uuid = text` is refused as soon as it is planned, so it is rewritten while it is.
@@ -126,7 +152,7 @@ impl ExprPlanner for Comparisons {
     }
 }
 
-/// `'…'::uuid`
+/// `'…'::uuid`; timestamps have microseconds, as PostgreSQL's and the lake's do.
 #[derive(Debug)]
 struct Types;
 
@@ -134,6 +160,13 @@ impl TypePlanner for Types {
     fn plan_type_field(&self, sql_type: &SqlType) -> Result<Option<FieldRef>> {
         Ok(match sql_type {
             SqlType::Uuid => Some(Arc::new(Field::new("uuid", UUID, true))),
+            SqlType::Timestamp(None, zone) => {
+                let zone = match zone {
+                    TimezoneInfo::None | TimezoneInfo::WithoutTimeZone => None,
+                    TimezoneInfo::Tz | TimezoneInfo::WithTimeZone => Some("UTC".into()),
+                };
+                Some(Arc::new(Field::new("timestamp", DataType::Timestamp(TimeUnit::Microsecond, zone), true)))
+            }
             _ => None,
         })
     }
@@ -159,6 +192,18 @@ impl AnalyzerRule for Texts {
                     merged.merge(input.schema());
                 }
                 Arc::new(merged)
+            };
+            // `USING` pairs columns without planning a comparison.
+            let plan = match plan {
+                LogicalPlan::Join(mut join) => {
+                    for (left, right) in &mut join.on {
+                        if let Some(pair) = reconcile(left.clone(), right.clone(), &schema)? {
+                            (*left, *right) = pair;
+                        }
+                    }
+                    LogicalPlan::Join(join)
+                }
+                plan => plan,
             };
             // The rewriting must not show in the names of the result's columns.
             let names = NamePreserver::new(&plan);
@@ -188,6 +233,25 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
             let (low, high) = (Box::new(bound(*low)?), Box::new(bound(*high)?));
             Ok(Transformed::yes(Expr::Between(Between { expr, negated, low, high })))
         }
+        Expr::InList(InList { expr, list, negated }) if list.iter().any(|e| is_infinite(e, ty(&expr).as_ref())) => {
+            let of = ty(&expr).unwrap_or(DataType::Null);
+            // All of this type: beside another, DataFusion would take them to nanoseconds.
+            let item = |e: Expr| match infinite_literal(&e, &of) {
+                Some(infinite) => infinite,
+                None if ty(&e).is_some_and(|t| is_text(&t)) => cast(e, of.clone()),
+                None => e,
+            };
+            let list = list.into_iter().map(item).collect();
+            Ok(Transformed::yes(Expr::InList(InList { expr, list, negated })))
+        }
+        Expr::Between(Between { expr, negated, low, high })
+            if is_infinite(&low, ty(&expr).as_ref()) || is_infinite(&high, ty(&expr).as_ref()) =>
+        {
+            let of = ty(&expr).unwrap_or(DataType::Null);
+            let bound = |e: Expr| Box::new(infinite_literal(&e, &of).unwrap_or(e));
+            let (low, high) = (bound(*low), bound(*high));
+            Ok(Transformed::yes(Expr::Between(Between { expr, negated, low, high })))
+        }
         Expr::Cast(Cast { expr, field })
             if is_text(field.data_type()) && ty(&expr).is_some_and(|t| prints_differently(&t)) =>
         {
@@ -204,7 +268,24 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         {
             Ok(Transformed::yes(call(Convert::new("pg_date", DataType::Date32), *expr)))
         }
-        expr => Ok(Transformed::no(expr)),
+        Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field })
+            if infinite_literal(&expr, field.data_type()).is_some() =>
+        {
+            Ok(infinite_literal(&expr, field.data_type()).map_or(Transformed::no(*expr), Transformed::yes))
+        }
+        Expr::Cast(Cast { expr, field })
+            if matches!(field.data_type(), DataType::Timestamp(TimeUnit::Microsecond, _))
+                && ty(&expr).is_some_and(|t| {
+                    matches!(t, DataType::Date32 | DataType::Timestamp(TimeUnit::Microsecond, _))
+                        && t != *field.data_type()
+                }) =>
+        {
+            Ok(Transformed::yes(convert(*expr, field.data_type())))
+        }
+        expr => Ok(match infinity::rewrite(&expr, schema)? {
+            Some(expr) => Transformed::yes(expr),
+            None => Transformed::no(expr),
+        }),
     }
 }
 
@@ -243,6 +324,11 @@ impl ScalarUDFImpl for Convert {
                         let micros = i64::from(days).checked_mul(MICROS_PER_DAY);
                         micros.unwrap_or(if days > 0 { TIMESTAMP_INFINITY } else { -TIMESTAMP_INFINITY })
                     });
+                    Arc::new(micros.with_timezone_opt(zone.clone()))
+                }
+                // A moment is the same number with a zone and without one.
+                (DataType::Timestamp(TimeUnit::Microsecond, _), DataType::Timestamp(TimeUnit::Microsecond, zone)) => {
+                    let micros = array.as_primitive::<TimestampMicrosecondType>().clone();
                     Arc::new(micros.with_timezone_opt(zone.clone()))
                 }
                 (DataType::Timestamp(TimeUnit::Microsecond, _), DataType::Date32) => {
@@ -343,7 +429,10 @@ impl ScalarUDFImpl for ToUuid {
     }
 }
 
-fn map_array(args: ScalarFunctionArgs, map: impl Fn(&ArrayRef) -> Result<ArrayRef>) -> Result<ColumnarValue> {
+pub(super) fn map_array(
+    args: ScalarFunctionArgs,
+    map: impl Fn(&ArrayRef) -> Result<ArrayRef>,
+) -> Result<ColumnarValue> {
     match args.args.first() {
         Some(ColumnarValue::Array(array)) => Ok(ColumnarValue::Array(map(array)?)),
         Some(ColumnarValue::Scalar(value)) => {

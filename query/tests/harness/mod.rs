@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int32Array, Int64Array, ListBuilder, StringArray, StringBuilder};
+use arrow::array::{
+    ArrayRef, Date32Array, Float64Array, Int32Array, Int64Array, ListBuilder, StringArray, StringBuilder,
+    TimestampMicrosecondArray,
+};
 use arrow::record_batch::RecordBatch;
 use futures::StreamExt;
 use iceberg::TableIdent;
@@ -179,6 +182,30 @@ impl Orders {
         let deletes = write_position_deletes(&self.lake, &self.table, &live, &deletes).await.unwrap();
         self.table = commit(&self.lake, &self.table, change(Operation::Overwrite, data, deletes)).await;
     }
+}
+
+/// `users.moments`: `id`, `at` with a zone, `ts` without, `day`; row 1 is the beginning of 1970's second day, 2 and 3 are infinite, 4 is
+/// NULL.
+pub async fn moments(lake: &TestLake) -> (String, i64) {
+    let columns = [
+        column("1", "id", LogicalType::Long, Some(0)),
+        column("2", "at", LogicalType::TimestampTz, None),
+        column("3", "ts", LogicalType::Timestamp, None),
+        column("4", "day", LogicalType::Date, None),
+    ];
+    let id = TableIdent::from_strs(["users", "moments"]).unwrap();
+    let table =
+        lake.lake.create(&id, evolve(None, &columns).unwrap().schema.unwrap(), None, HashMap::new()).await.unwrap();
+    let micros = vec![Some(86_400 * S), Some(i64::MAX), Some(-i64::MAX), None];
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from(vec![1, 2, 3, 4])),
+        Arc::new(TimestampMicrosecondArray::from(micros.clone()).with_timezone("UTC")),
+        Arc::new(TimestampMicrosecondArray::from(micros)),
+        Arc::new(Date32Array::from(vec![Some(1), Some(i32::MAX), Some(-i32::MAX), None])),
+    ];
+    let files = write(&lake.lake, &table, columns).await;
+    let table = commit(&lake.lake, &table, change(Operation::Append, files, Vec::new())).await;
+    ("users.moments".into(), table.snapshot().unwrap().snapshot_id())
 }
 
 /// A table whose columns change.

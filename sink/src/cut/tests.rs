@@ -1,3 +1,4 @@
+//! Which checkpoints tables commit at, and when a row may be written.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use lakeward_event::{CheckpointDraft, Position};

@@ -16,7 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use lakeward_runtime::{Error, Result};
+use lakeward_runtime::{Action, Error, Result};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -329,5 +329,5 @@ fn merge_runs(path: &Path, runs: &[Run], keep: impl Fn(&Entry) -> bool) -> std::
 }
 
 fn failed(doing: &str, path: &Path, error: std::io::Error) -> Error {
-    Error::human(format!("{doing} the key index")).with("path", path.display()).source(error)
+    Error::file(Action::Human, &format!("{doing} the key index"), path, error)
 }

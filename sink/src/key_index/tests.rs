@@ -1,3 +1,4 @@
+//! The index against a plain map of the same entries, through merges, restarts and broken files.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use proptest::prelude::*;

@@ -1,3 +1,4 @@
+//! Changes of several keys to the last one of each, with values that were left out.
 #![allow(clippy::unwrap_used)]
 //! Reductions against a map of key to row that takes the same changes one by one.
 

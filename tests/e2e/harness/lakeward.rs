@@ -21,6 +21,8 @@ pub struct Pipeline {
     names: Vec<String>,
     catalog: Option<Postgres>,
     warehouse: Option<String>,
+    /// Where state, SQLite catalog and local warehouse are; None: beside the configuration.
+    place: Option<PathBuf>,
 }
 
 impl Pipeline {
@@ -30,7 +32,7 @@ impl Pipeline {
     }
 
     pub fn on(servers: Servers) -> Self {
-        Self { servers, sources: String::new(), names: Vec::new(), catalog: None, warehouse: None }
+        Self { servers, sources: String::new(), names: Vec::new(), catalog: None, warehouse: None, place: None }
     }
 
     pub fn postgres(self, service: &Postgres) -> Self {
@@ -63,16 +65,23 @@ impl Pipeline {
         self
     }
 
+    /// State, catalog and warehouse in this folder, as they all are where nothing is configured.
+    pub fn all_in(mut self, place: &Path) -> Self {
+        self.place = Some(place.to_owned());
+        self.local_warehouse()
+    }
+
     /// Writes the configuration.
     pub fn build(self) -> Lakeward {
         let dir = TempDir::new().unwrap();
         let name = fresh("e2e");
+        let place = self.place.as_deref().unwrap_or(dir.path());
         let catalog = match &self.catalog {
             Some(database) => database.url.clone(),
-            None => format!("sqlite:{}", dir.path().join("catalog.db").display()),
+            None => format!("sqlite:{}", place.join("catalog.db").display()),
         };
         let warehouse = match &self.warehouse {
-            Some(scheme) => format!("url = \"{scheme}{}\"", dir.path().join("warehouse").display()),
+            Some(scheme) => format!("url = \"{scheme}{}\"", place.join("warehouse").display()),
             None => format!(
                 "url = \"s3://lake/test-{}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\naccess_key_id = \"lakeward\"\n\
                  secret_access_key = \"lakeward-secret\"",
@@ -95,7 +104,8 @@ impl Pipeline {
             catalog: self.catalog,
             started: AtomicU32::new(0),
         };
-        lakeward.write_config(&lakeward.config, "state", &[]);
+        let state_dir = self.place.map(|place| place.join("state").display().to_string());
+        lakeward.write_config(&lakeward.config, state_dir.as_deref().unwrap_or("state"), &[]);
         lakeward
     }
 }
@@ -143,6 +153,7 @@ impl Lakeward {
         path
     }
 
+    /// `state_dir`: relative to the folder of the configuration.
     fn write_config(&self, path: &Path, state_dir: &str, replace: &[(&str, &str)]) {
         let state_dir = self.dir.path().join(state_dir);
         let mut text = self.template.replace("STATE_DIR", &state_dir.display().to_string());
@@ -180,9 +191,22 @@ impl Lakeward {
     }
 
     pub fn start_with(&self, config: &Path, arguments: &[&str], failpoints: &str) -> Process {
+        self.spawn(self.command(config, &["run"]), arguments, failpoints)
+    }
+
+    /// `lakeward run` in a process whose files may not grow beyond so many KiB: writing more fails.
+    pub fn start_limited(&self, arguments: &[&str], kib: u32) -> Process {
+        let ours = self.command(&self.config, &["run"]);
+        let mut command = Command::new("bash");
+        // Without the trap a write beyond the limit is a signal that kills.
+        command.args(["-c", "trap '' XFSZ; ulimit -f \"$0\"; exec \"$@\"", &kib.to_string()]);
+        command.arg(ours.get_program()).args(ours.get_args()).env_remove("FAILPOINTS").stdin(Stdio::null());
+        self.spawn(command, arguments, "")
+    }
+
+    fn spawn(&self, mut command: Command, arguments: &[&str], failpoints: &str) -> Process {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let log = self.dir.path().join(format!("{number:03}-run-{}.log", arguments.join("-").replace('/', "_")));
-        let mut command = self.command(config, &["run"]);
         if let Ok(level) = std::env::var("LAKEWARD_TEST_LOG") {
             command.args(["--log", &level]);
         }

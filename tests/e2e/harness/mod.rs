@@ -2,6 +2,7 @@
 //!
 //! Tests are plain functions on threads; what is asynchronous is waited for on one runtime.
 
+mod disk;
 mod kafka;
 mod lakeward;
 mod load;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 
+pub use disk::Disk;
 pub use kafka::{Record, delete_topics, produce, stream_records};
 pub use lakeward::{Lakeward, Pipeline, Process};
 pub use load::{mongo_load, mongo_tables, postgres_load, postgres_tables};

@@ -16,8 +16,13 @@ pub struct Mongo {
 
 impl Mongo {
     pub fn new() -> Self {
+        Self::on(&Servers::get())
+    }
+
+    /// On a server of one's own.
+    pub fn on(servers: &Servers) -> Self {
         let name = fresh("m");
-        let mut url = url::Url::parse(&Servers::get().mongodb).expect("LAKEWARD_TEST_MONGODB is a URL");
+        let mut url = url::Url::parse(&servers.mongodb).expect("LAKEWARD_TEST_MONGODB is a URL");
         url.set_path(&name);
         let client = block_on(Client::with_uri_str(url.as_str())).expect("MongoDB answers");
         Self { database: client.database(&name), url: url.to_string(), name }

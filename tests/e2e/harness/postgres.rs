@@ -32,11 +32,12 @@ fn database_url(url: &str, database: &str) -> String {
 impl Postgres {
     /// A fresh database in which `setup` has run.
     pub fn new(setup: &str) -> Self {
-        Self::named(&fresh("u"), setup)
+        Self::on(&Servers::get(), setup)
     }
 
-    fn named(name: &str, setup: &str) -> Self {
-        let admin_url = Servers::get().postgres;
+    /// On a server of one's own.
+    pub fn on(servers: &Servers, setup: &str) -> Self {
+        let (name, admin_url) = (&fresh("u"), servers.postgres.clone());
         block_on(connect(&admin_url).batch_execute(&format!("CREATE DATABASE {name}"))).unwrap();
         let url = database_url(&admin_url, name);
         let service = Self { name: name.to_owned(), client: connect(&url), url, admin_url };
@@ -80,6 +81,16 @@ impl Postgres {
 pub struct Session(Client);
 
 impl Session {
+    /// The first value of the first row, as text.
+    pub fn value(&self, sql: &str) -> String {
+        let messages = block_on(self.0.simple_query(sql)).unwrap_or_else(|e| panic!("{e:?}: {sql}"));
+        let row = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+            _ => None,
+        });
+        row.unwrap_or_else(|| panic!("no row: {sql}"))
+    }
+
     /// Runs one or more statements, as one transaction where there are several.
     pub fn execute(&self, sql: &str) {
         block_on(self.0.batch_execute(sql)).unwrap_or_else(|e| panic!("{e:?}: {}", super::clip(sql)));

@@ -31,16 +31,31 @@ impl Servers {
     }
 }
 
-/// Kafka and MinIO at free ports, for one test; their data go with it.
+/// Servers at free ports, for one test; their data go with it.
 pub struct Stack {
     dir: TempDir,
+    /// Those that are its own, as stack.sh calls them.
+    own: Vec<String>,
+    /// What stack.sh gets in its environment.
+    settings: Vec<(String, String)>,
 }
 
 impl Stack {
-    pub fn start() -> Self {
-        let stack = Self { dir: TempDir::new().unwrap() };
-        stack.call(&["up", "kafka", "minio"]);
+    /// `settings`: variables of `stack.sh`.
+    pub fn start(servers: &[&str], settings: &[(&str, &str)]) -> Self {
+        let mut stack = Self {
+            dir: TempDir::new().unwrap(),
+            own: servers.iter().map(|&s| s.to_owned()).collect(),
+            settings: Vec::new(),
+        };
+        stack.set(settings);
+        stack.call(&[&["up"], servers].concat());
         stack
+    }
+
+    /// Variables of `stack.sh` for the starts to come.
+    pub fn set(&mut self, settings: &[(&str, &str)]) {
+        self.settings = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
     }
 
     /// Its addresses in place of the shared ones.
@@ -48,16 +63,26 @@ impl Stack {
         let mut servers = Servers::get();
         for line in self.call(&["env"]).lines() {
             let Some((name, value)) = line.trim_start_matches("export ").split_once('=') else { continue };
-            let value = value.trim_matches(['\'', '"']);
-            match name {
-                "LAKEWARD_TEST_KAFKA" => servers.kafka = value.to_owned(),
-                "LAKEWARD_TEST_S3" => servers.s3 = value.to_owned(),
-                _ => {}
+            // As bash quotes it.
+            let value = value.replace(['\'', '"', '\\'], "");
+            let (server, address) = match name {
+                "LAKEWARD_TEST_POSTGRES" => ("postgres", &mut servers.postgres),
+                "LAKEWARD_TEST_MONGODB" => ("mongodb", &mut servers.mongodb),
+                "LAKEWARD_TEST_KAFKA" => ("kafka", &mut servers.kafka),
+                "LAKEWARD_TEST_S3" => ("minio", &mut servers.s3),
+                _ => continue,
+            };
+            if self.own.iter().any(|own| own == server) {
+                assert_ne!(value, *address, "the stack has a {server} of its own");
+                *address = value;
             }
         }
-        assert_ne!(servers.kafka, Servers::get().kafka, "the stack has a Kafka of its own");
-        assert_ne!(servers.s3, Servers::get().s3, "the stack has a MinIO of its own");
         servers
+    }
+
+    /// An orderly end.
+    pub fn stop(&self, server: &str) {
+        self.call(&["down", server]);
     }
 
     /// SIGKILL.
@@ -75,9 +100,16 @@ impl Stack {
         let mut command = Command::new(script);
         command.arg("--dir").arg(self.dir.path()).arg("--free-ports").args(arguments);
         // The shared stack's settings are not this one's.
-        for name in ["LAKEWARD_PG_PORT", "LAKEWARD_MONGO_PORT", "LAKEWARD_KAFKA_PORT", "LAKEWARD_MINIO_PORT"] {
+        for name in [
+            "LAKEWARD_PG_PORT",
+            "LAKEWARD_MONGO_PORT",
+            "LAKEWARD_KAFKA_PORT",
+            "LAKEWARD_MINIO_PORT",
+            "LAKEWARD_MONGO_SET",
+        ] {
             command.env_remove(name);
         }
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         let output = command.output().expect("stack.sh can be started");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "stack.sh {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));

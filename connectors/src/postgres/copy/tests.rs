@@ -1,3 +1,4 @@
+//! COPY BINARY cut at every place, and broken.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,3 +1,4 @@
+//! Dates and times out of the server's text and binary forms, to their bounds and beyond.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,3 +1,4 @@
+//! Numerics out of text and binary: exact, or a misfit.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

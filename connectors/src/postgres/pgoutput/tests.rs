@@ -1,3 +1,4 @@
+//! Messages as a server sends them, cut short at every byte, and random ones.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

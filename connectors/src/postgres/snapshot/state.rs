@@ -16,6 +16,18 @@ pub struct State {
     /// Tables whose snapshot is not.
     #[serde(default)]
     pub tables: BTreeMap<u32, TableState>,
+    /// How many snapshots were begun.
+    #[serde(default)]
+    pub attempts: u64,
+}
+
+impl State {
+    /// A table's snapshot is to be taken, whatever there was of one. `again`: the log has rows of the table.
+    pub fn begin(&mut self, oid: u32, name: String, again: bool) {
+        self.attempts += 1;
+        self.done.remove(&oid);
+        self.tables.insert(oid, TableState { attempt: self.attempts, again, ..TableState::new(name) });
+    }
 }
 
 /// The snapshot of one table.
@@ -24,6 +36,13 @@ pub struct TableState {
     /// `schema.name`
     pub name: String,
     pub stage: Stage,
+    /// Which snapshot of the source this is: marks of one that was given up say nothing of the next.
+    #[serde(default)]
+    pub attempt: u64,
+    /// The log has rows of the table that this snapshot may not see any more: it begins with a truncate record, which is not
+    /// published yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
     /// None until the first wave of the table has looked at it. A partitioned table may have none.
     #[serde(default)]
     pub leaves: Option<BTreeMap<u32, Leaf>>,
@@ -90,7 +109,15 @@ impl Leaf {
 
 impl TableState {
     pub fn new(name: String) -> Self {
-        Self { name, stage: Stage::Reading, leaves: None, incomplete: BTreeMap::new(), unresolved: BTreeSet::new() }
+        Self {
+            name,
+            stage: Stage::Reading,
+            attempt: 0,
+            again: false,
+            leaves: None,
+            incomplete: BTreeMap::new(),
+            unresolved: BTreeSet::new(),
+        }
     }
 
     /// Ranges that are left to read.
@@ -255,6 +282,15 @@ mod tests {
         assert!(!table.incomplete.contains_key(&key("9")), "after P0 the row of a resolved key is whole");
         table.updated(key("3"), None, false, 6);
         assert!(table.is_settled());
+
+        // Between the last range and P0 a row may still be one that moved between ranges.
+        let mut table = TableState::new("public.t".into());
+        table.stage = Stage::Closing;
+        table.updated(key("4"), None, true, 6);
+        assert!(table.incomplete.contains_key(&key("4")));
+        table.truncated();
+        assert!(table.is_settled());
+        table.updated(key("5"), None, true, 0);
         let text = serde_json::to_string(&table).unwrap();
         assert_eq!(serde_json::from_str::<TableState>(&text).unwrap(), table);
     }

@@ -1,3 +1,4 @@
+//! Relations against shapes, and tuples to batches: unchanged values, changed keys, misfits.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

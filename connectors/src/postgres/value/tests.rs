@@ -1,3 +1,4 @@
+//! Single values out of text and binary into column builders.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
