@@ -130,7 +130,15 @@ async fn large_events_are_joined() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn collections_are_dropped_and_renamed() {
-    let source = Source::create("ddl").await;
+    dropped_and_renamed(Source::create("ddl").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collections_of_a_deployment_are_dropped_and_renamed() {
+    dropped_and_renamed(Source::of_deployment("ddl").await).await;
+}
+
+async fn dropped_and_renamed(source: Source) {
     let fill = async |name: &str, n: i32| {
         let documents = (0..n).map(|i| doc! { "_id": i, "of": name, "in": { "x": 1 } });
         source.collection(name).insert_many(documents).await.unwrap();

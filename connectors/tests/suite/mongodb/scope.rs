@@ -1,0 +1,115 @@
+//! How much of the server is watched: one database where the configuration names one, and then rights on it are enough.
+
+use lakeward_connectors::mongodb::problems;
+use lakeward_event::Op;
+use lakeward_runtime::Action;
+
+use super::server::TestMongod;
+use super::*;
+
+/// `check` of this source, without what an idle source is told about notes.
+async fn fixes(source: &Source) -> Vec<String> {
+    let problems = problems(&source.config()).await;
+    problems.into_iter().filter(|p| !p.what.contains("appendOplogNote")).map(|p| p.fix).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_to_read_one_database_is_enough() {
+    let server = TestMongod::start_with_users().await;
+    let mut source = Source::create("rights").await;
+    source.client = server.client.clone();
+    let a = source.collection("a");
+    a.insert_many((0..300).map(|i| doc! { "_id": i, "in": { "x": 0 } })).await.unwrap();
+    server.client.database("other").collection("a").insert_one(doc! {}).await.unwrap();
+
+    source.url = server.user("stranger", vec![doc! { "role": "read", "db": "other" }]).await;
+    let database = format!("grant the role read on the database {}", source.name);
+    assert_eq!(fixes(&source).await.last(), Some(&database));
+    let error = source.outcome(&source.config(), true).await.unwrap_err();
+    assert_eq!(error.action(), Action::Configuration, "{error}");
+
+    source.url = server.user("reader", vec![doc! { "role": "read", "db": source.name.as_str() }]).await;
+    assert_eq!(fixes(&source).await, Vec::<String>::new());
+    let running = source.start();
+    let mut reader = source.reader().await;
+    reader.until(|c| c.draft.cut && c.draft.converging.is_empty()).await;
+    a.update_many(doc! {}, doc! { "$inc": { "in.x": 1 } }).await.unwrap();
+    source.settle(&mut reader).await;
+    running.stop().await;
+
+    // The same user, asked for more than it may read.
+    source.more = vec!["other.*".into()];
+    let fixes = fixes(&source).await;
+    assert!(fixes.iter().any(|fix| fix.contains("grant the role readAnyDatabase, or let include")), "{fixes:?}");
+}
+
+/// The stream of a database ends where the database is dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_database_is_gone_on_with() {
+    let source = Source::create("gone").await;
+    let fill = async |n: i32| {
+        let documents = (0..100).map(|i| doc! { "_id": i, "n": n });
+        source.collection("a").insert_many(documents).await.unwrap();
+    };
+    fill(0).await;
+    let running = source.start();
+    let mut reader = source.reader().await;
+    reader.until(|c| c.draft.cut && c.draft.converging.is_empty()).await;
+    source.database().drop().await.unwrap();
+    fill(1).await;
+    source.settle(&mut reader).await;
+    for n in 2..5 {
+        source.database().drop().await.unwrap();
+        source.settle(&mut reader).await;
+        fill(n).await;
+    }
+    source.settle(&mut reader).await;
+    running.stop().await;
+    // Dropped while nobody looks.
+    source.database().drop().await.unwrap();
+    fill(5).await;
+    source.catch_up().await;
+    source.settle(&mut reader).await;
+    assert_eq!((reader.count(Op::Create), reader.count(Op::Read)), (500, 100));
+    source.drop().await;
+}
+
+/// From one database to the deployment and back: the log has everything once, though no token is known to the other stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_may_become_wider_and_narrower() {
+    let mut source = Source::create("wider").await;
+    let other = source.client.database(&format!("{}_other", source.name));
+    let (a, b) = (source.collection("a"), other.collection::<Document>("b"));
+    a.insert_one(doc! { "_id": -1 }).await.unwrap();
+    source.catch_up().await;
+    let mut reader = source.reader().await;
+    let mut session = source.client.start_session().await.unwrap();
+    for round in 0..6 {
+        source.more = if round % 2 == 0 { vec!["no_such_database.*".into()] } else { Vec::new() };
+        let running = source.start();
+        for n in 0..5 {
+            let id = round * 100 + n * 10;
+            a.insert_one(doc! { "_id": id }).await.unwrap();
+            // Events of one moment, the last of them often in a database that only the deployment's stream sees.
+            session.start_transaction().await.unwrap();
+            for i in 1..4 {
+                a.insert_one(doc! { "_id": id + i }).session(&mut session).await.unwrap();
+                if round % 3 > 0 {
+                    b.insert_one(doc! { "_id": id + i }).session(&mut session).await.unwrap();
+                }
+            }
+            session.commit_transaction().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(70)).await;
+        }
+        if round < 3 {
+            running.kill().await;
+        } else {
+            running.stop().await;
+        }
+    }
+    source.catch_up().await;
+    source.settle(&mut reader).await;
+    assert_eq!(reader.count(Op::Create), 6 * 5 * 4, "an event is in the log once");
+    other.drop().await.unwrap();
+    source.drop().await;
+}
