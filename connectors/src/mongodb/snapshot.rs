@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use lakeward_event::Op;
 use lakeward_runtime::{Error, Result};
 use mongodb::Client;
-use mongodb::bson::{Bson, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, RawBsonRef, RawDocumentBuf, doc};
 use serde::{Deserialize, Serialize};
 
 use super::builder::{DocumentBuilder, Place, unreadable};
@@ -129,6 +129,7 @@ pub async fn read_range(
     };
     let place = Place { sequence: 0, cluster_time: at, tx: None, wall: Some((at >> 32) as i64 * 1_000_000) };
     let (mut seen, mut last) = (0, None);
+    let mut has_greatest = after_id == Some(Bson::MaxKey);
     while match cursor.advance().await {
         Ok(more) => more,
         Err(e) => return refused(e),
@@ -145,6 +146,7 @@ pub async fn read_range(
         }
         builder.document(Op::Read, document, Place { sequence: *sequence, ..place })?;
         *sequence += 1;
+        has_greatest |= matches!(id, Some(RawBsonRef::MaxKey));
         let full = builder.bytes() > RANGE_BYTES;
         if full || seen == limit {
             last = id.map(|id| id.to_raw_bson());
@@ -154,8 +156,8 @@ pub async fn read_range(
         }
     }
     let whole = seen < limit && builder.bytes() <= RANGE_BYTES;
-    if whole && after_id.is_some_and(|id| id != Bson::MaxKey) {
-        // A range without `max` ends before MaxKey, unlike a scan.
+    if whole && after.is_some() && !has_greatest {
+        // A range without `max` ends before MaxKey, unlike a scan and unlike a range of a clustered collection.
         let command = doc! {
             "find": collection, "filter": { "_id": { "$eq": Bson::MaxKey } },
             "readConcern": { "level": "snapshot", "atClusterTime": bson_time(at) },

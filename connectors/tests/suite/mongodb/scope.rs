@@ -52,6 +52,7 @@ async fn a_dropped_database_is_gone_on_with() {
         source.collection("a").insert_many(documents).await.unwrap();
     };
     fill(0).await;
+    source.pass().await;
     let running = source.start();
     let mut reader = source.reader().await;
     reader.until(|c| c.draft.cut && c.draft.converging.is_empty()).await;
@@ -68,8 +69,9 @@ async fn a_dropped_database_is_gone_on_with() {
     // Dropped while nobody looks.
     source.database().drop().await.unwrap();
     fill(5).await;
-    source.catch_up().await;
-    source.settle(&mut reader).await;
+    let last = source.catch_up().await;
+    reader.until(|c| c.id == last.id).await;
+    source.compare(&reader, &last).await;
     assert_eq!((reader.count(Op::Create), reader.count(Op::Read)), (500, 100));
     source.drop().await;
 }
@@ -81,6 +83,7 @@ async fn the_stream_may_become_wider_and_narrower() {
     let other = source.client.database(&format!("{}_other", source.name));
     let (a, b) = (source.collection("a"), other.collection::<Document>("b"));
     a.insert_one(doc! { "_id": -1 }).await.unwrap();
+    source.pass().await;
     source.catch_up().await;
     let mut reader = source.reader().await;
     let mut session = source.client.start_session().await.unwrap();
@@ -107,8 +110,9 @@ async fn the_stream_may_become_wider_and_narrower() {
             running.stop().await;
         }
     }
-    source.catch_up().await;
-    source.settle(&mut reader).await;
+    let last = source.catch_up().await;
+    reader.until(|c| c.id == last.id).await;
+    source.compare(&reader, &last).await;
     assert_eq!(reader.count(Op::Create), 6 * 5 * 4, "an event is in the log once");
     other.drop().await.unwrap();
     source.drop().await;
