@@ -226,11 +226,11 @@ impl ColumnSet {
         for row in 0..documents.len() {
             let document = documents.is_valid(row).then(|| documents.value(row));
             let known_conflicts = conflicts.len();
-            if let Some(document) = document {
-                if let Err(bad) = self.take(document, row, &mut builders, &mut conflicts) {
-                    conflicts.truncate(known_conflicts);
-                    malformed.push((row, super::malformed("document", bad)));
-                }
+            if let Some(document) = document
+                && let Err(bad) = self.take(document, row, &mut builders, &mut conflicts)
+            {
+                conflicts.truncate(known_conflicts);
+                malformed.push((row, super::malformed("document", bad)));
             }
             for builder in &mut builders {
                 if builder.len() == row {

@@ -109,7 +109,7 @@ async fn a_range_that_can_never_be_read_is_told() {
 async fn a_range_that_breaks_off_is_read_again() {
     let server = TestMongod::start(&[]).await;
     // More than one reply: the middle of a range.
-    let mut source = source("breaks", &server, 30, 900_000).await;
+    let mut source = source("breaks", &server, 20, 900_000).await;
     source.range_rows = 30;
     let (lost, closed) = (doc! { "closeConnection": true }, "the connection to the server was lost");
     for (command, how, text) in [
@@ -125,7 +125,7 @@ async fn a_range_that_breaks_off_is_read_again() {
         is(&source.error().await, Action::Retry, text);
     }
     assert_eq!(server.stop_failing().await, 7);
-    source.complete(30).await;
+    source.complete(20).await;
 }
 
 /// The same as a user has it: the connector starts over by itself.
@@ -230,4 +230,65 @@ async fn documents_are_read_again_at_another_moment() {
     }
     assert_eq!((server.stop_failing().await, reader.patches), (4, 0));
     running.stop().await;
+}
+
+/// A stream that is seconds behind the ranges: as long as it has not come to where a collection or a document was read, the
+/// collection is converging; and all cuts are exact.
+#[tokio::test(flavor = "multi_thread")]
+async fn cuts_behind_a_slow_stream_are_exact() {
+    let server = TestMongod::start(&[]).await;
+    let source = source("slow", &server, 300, 10).await;
+    let stop = CancellationToken::new();
+    let (a, stopped) = (source.collection("a"), stop.clone());
+    let writer = tokio::spawn(async move {
+        let mut n = 0;
+        while !stopped.is_cancelled() {
+            n += 1;
+            a.update_many(doc! { "_id": { "$mod": [10, n % 10] } }, doc! { "$set": { "n": n } }).await.unwrap();
+            a.update_many(doc! { "_id": { "$mod": [40, n % 40] } }, doc! { "$set": { "in.x": n } }).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let of_stream = format!("{}.$cmd.aggregate", source.name);
+    let slow =
+        doc! { "failCommands": ["getMore"], "namespace": of_stream, "blockConnection": true, "blockTimeMS": 1700 };
+    server.fail(None, slow).await;
+    let running = source.start();
+    let mut reader = source.reader().await;
+    let (mut exact, mut converging) = (0, 0);
+    while exact < 5 {
+        let cut = reader.until(|c| c.draft.cut).await;
+        source.compare(&reader, &cut).await;
+        if cut.draft.converging.is_empty() { exact += 1 } else { converging += 1 }
+    }
+    assert!(converging > 0, "the stream was never behind");
+    assert!(server.stop_failing().await > 3);
+    // Moments that are refused, while the stream is exact.
+    server.fail(Some(2), source.of_a(&["find"], doc! { "errorCode": 246 })).await;
+    converging = 0;
+    for _ in 0..6 {
+        let checkpoint = reader.next().await;
+        converging += usize::from(!checkpoint.draft.converging.is_empty());
+        if checkpoint.draft.cut {
+            source.compare(&reader, &checkpoint).await;
+        }
+    }
+    assert!(converging > 0, "what was read later than the position was called exact");
+    stop.cancel();
+    writer.await.unwrap();
+    source.settle(&mut reader).await;
+    running.stop().await;
+}
+
+/// Nothing is known of the time before the last range was read: joins must not go back behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_snapshot_is_true_from_its_last_range_on() {
+    let server = TestMongod::start(&[]).await;
+    let source = source("true_from", &server, 150, 10).await;
+    server.fail(None, source.of_a(&["find"], doc! { "blockConnection": true, "blockTimeMS": 1500 })).await;
+    // Seconds, as the cluster time has them.
+    let second_range = (source.now().await >> 32) as i64 + 1;
+    let last = source.catch_up().await;
+    assert!(server.stop_failing().await >= 2);
+    assert!(last.draft.watermark_from > second_range * 1_000_000, "{}", last.draft.watermark_from);
 }

@@ -76,7 +76,8 @@ async fn a_dropped_database_is_gone_on_with() {
     source.drop().await;
 }
 
-/// From one database to the deployment and back: the log has everything once, though no token is known to the other stream.
+/// From one database to the deployment and back, at any point of a stream that never ends: the log has every event once, though no
+/// token is known to the other stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stream_may_become_wider_and_narrower() {
     let mut source = Source::create("wider").await;
@@ -86,34 +87,44 @@ async fn the_stream_may_become_wider_and_narrower() {
     source.pass().await;
     source.catch_up().await;
     let mut reader = source.reader().await;
-    let mut session = source.client.start_session().await.unwrap();
-    for round in 0..6 {
-        source.more = if round % 2 == 0 { vec!["no_such_database.*".into()] } else { Vec::new() };
-        let running = source.start();
-        for n in 0..5 {
-            let id = round * 100 + n * 10;
-            a.insert_one(doc! { "_id": id }).await.unwrap();
+    let (stop, client) = (CancellationToken::new(), source.client.clone());
+    let (stopped, to, beside) = (stop.clone(), a.clone(), b.clone());
+    let writer = tokio::spawn(async move {
+        let mut session = client.start_session().await.unwrap();
+        let mut inserted = 0;
+        while !stopped.is_cancelled() {
             // Events of one moment, the last of them often in a database that only the deployment's stream sees.
             session.start_transaction().await.unwrap();
-            for i in 1..4 {
-                a.insert_one(doc! { "_id": id + i }).session(&mut session).await.unwrap();
-                if round % 3 > 0 {
-                    b.insert_one(doc! { "_id": id + i }).session(&mut session).await.unwrap();
-                }
+            for _ in 0..3 {
+                to.insert_one(doc! { "_id": inserted }).session(&mut session).await.unwrap();
+                inserted += 1;
+            }
+            if inserted % 2 == 0 {
+                beside.insert_one(doc! {}).session(&mut session).await.unwrap();
             }
             session.commit_transaction().await.unwrap();
-            tokio::time::sleep(Duration::from_millis(70)).await;
+            beside.insert_one(doc! {}).await.unwrap();
         }
-        if round < 3 {
+        inserted
+    });
+    for round in 0..8 {
+        source.more = if round % 2 == 0 { vec!["no_such_database.*".into()] } else { Vec::new() };
+        let running = source.start();
+        // A cut, which an event has made: its token is the position.
+        let last = reader.next().await.id;
+        reader.until(|c| c.id > last && c.draft.cut).await;
+        if round % 4 < 2 {
             running.kill().await;
         } else {
             running.stop().await;
         }
     }
+    stop.cancel();
+    let inserted = writer.await.unwrap();
     let last = source.catch_up().await;
     reader.until(|c| c.id == last.id).await;
-    source.compare(&reader, &last).await;
-    assert_eq!(reader.count(Op::Create), 6 * 5 * 4, "an event is in the log once");
+    assert_eq!(source.compare(&reader, &last).await, inserted as usize + 1);
+    assert_eq!(reader.count(Op::Create), inserted as usize, "an event is in the log once");
     other.drop().await.unwrap();
     source.drop().await;
 }
