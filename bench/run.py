@@ -1,7 +1,8 @@
 """Lakeward against the limits of the same machine, on the same rows, in the same run.
 
-tpchgen-cli -> PostgreSQL -> `lakeward run --until-caught-up` -> Iceberg, timed; beside it what PostgreSQL's own clients need to
-read the same rows and throw them away. Each run is a line of JSON in docs/bench/<date>-<entry>/runs.jsonl; ratios go to stdout.
+tpchgen-cli -> PostgreSQL, or documents -> MongoDB -> `lakeward run --until-caught-up` -> Iceberg, timed; beside it what the server's
+own clients need to read the same rows and throw them away. Each run is a line of JSON in docs/bench/<date>-<entry>/runs.jsonl;
+ratios go to stdout.
 
 An entry whose lake does not hold exactly the source's rows fails: a fast wrong answer is no figure.
 """
@@ -20,6 +21,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
+from bson import Int64, ObjectId
+from pymongo import MongoClient
 
 ROOT = Path(__file__).resolve().parent.parent
 PG_BIN = Path("/usr/lib/postgresql/15/bin")
@@ -57,6 +60,25 @@ begin
   end loop;
 end $$
 """
+
+
+# The same of documents: exact sums (prices are quarters), and the greatest key.
+DOCUMENTS_CHECKSUM = """
+select count(*) as n, sum(quantity) as quantity, sum(points) as points, sum(price) as price, count(distinct customer) as customers,
+       count(placed_at) as placed, count(distinct address) as addresses, max(_id) as last
+from {}
+"""
+CITIES = ("Oslo", "Lima", "Rome", "Quito", "Bergen", "Kyoto", "Perth")
+
+
+def document(number):
+    """An order, about 200 bytes of BSON."""
+    return {
+        "_id": ObjectId(), "customer": f"customer {number % 50_021}", "sku": f"SKU-{number * 7919 % 100_003:06}", "quantity": number % 50,
+        "points": Int64(number * 1_000_003), "price": number % 40_000 / 4, "paid": number % 3 == 0,
+        "placed_at": datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(seconds=number),
+        "address": {"city": CITIES[number % len(CITIES)], "street": "Long Street", "number": number % 300},
+    }
 
 
 def say(text=""):
@@ -100,8 +122,8 @@ class Bench:
         self.dir.mkdir(parents=True)
         self.log = self.dir / "lakeward.log"
         with psycopg.connect(self.server, autocommit=True) as admin:
-            admin.execute(f"create database {self.source}")
             admin.execute(f"create database {self.lake}")
+        self.create_source()
         self.configure()
 
     def url(self, database):
@@ -113,8 +135,7 @@ name = "bench_{self.tag}"
 state_dir = "{self.dir}/state"
 [[source]]
 name = "bench_{self.tag}"
-kind = "postgres"
-url = "{self.url(self.source)}"
+{self.source_settings()}
 [log]
 kind = "kafka"
 brokers = "{os.environ["LAKEWARD_TEST_KAFKA"]}"
@@ -135,14 +156,60 @@ http = "127.0.0.1:0"
 listen = "127.0.0.1:0"
 """)
 
-    def connect(self):
-        return psycopg.connect(self.url(self.source), autocommit=True)
-
     def lakeward(self, *command):
         return [self.binary, "--config", self.dir / "lakeward.toml", *command]
 
     def catch_up(self):
         return timed(self.lakeward("run", "connectors", "sink", "--until-caught-up"), self.log)
+
+    def in_lake(self, query):
+        """The one row of an answer."""
+        done = subprocess.run([str(p) for p in self.lakeward("sql", "--format", "json", "-c", query)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Failed(f"lakeward sql ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def same(self, source, lake):
+        """Source and lake hold the same; how many rows that is."""
+        if source != lake:
+            raise Failed(f"source and lake differ:\n  source {source}\n  lake   {lake}")
+        if self.arguments.verify:
+            self.verify()
+        return int(source[0])
+
+    def verify(self):
+        """`lakeward verify`, which asks a running pipeline for a cut."""
+        with open(self.log, "a") as log:
+            running = subprocess.Popen([str(p) for p in self.lakeward("run", "connectors", "sink")], stdout=log, stderr=log)
+        try:
+            done = subprocess.run([str(p) for p in self.lakeward("verify")], capture_output=True, text=True)
+        finally:
+            running.terminate()
+            running.wait()
+        if done.returncode != 0:
+            raise Failed(f"lakeward verify ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        say(f"  {done.stdout.strip().splitlines()[-1]}")
+
+    def close(self):
+        self.drop_source()
+        with psycopg.connect(self.server, autocommit=True) as admin:
+            admin.execute(f"drop database if exists {self.lake} with (force)")
+        if not self.arguments.keep_state:
+            shutil.rmtree(self.dir)
+
+
+class PostgresBench(Bench):
+    """The source is PostgreSQL."""
+
+    def create_source(self):
+        with psycopg.connect(self.server, autocommit=True) as admin:
+            admin.execute(f"create database {self.source}")
+
+    def source_settings(self):
+        return f'kind = "postgres"\nurl = "{self.url(self.source)}"'
+
+    def connect(self):
+        return psycopg.connect(self.url(self.source), autocommit=True)
 
     def load(self, rows):
         """Fills lineitem with exactly so many rows of TPC-H."""
@@ -166,42 +233,50 @@ listen = "127.0.0.1:0"
             db.execute("checkpoint")
 
     def compare(self):
-        """Source and lake hold the same rows."""
         with self.connect() as db:
             source = [str(value) for value in db.execute(CHECKSUM.format("lineitem")).fetchone()]
-        query = CHECKSUM.format(f"bench_{self.tag}.lineitem")
-        done = subprocess.run([str(p) for p in self.lakeward("sql", "--format", "json", "-c", query)], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise Failed(f"lakeward sql ended with {done.returncode}: {done.stderr}")
-        lake = [str(value) for value in json.loads(done.stdout, parse_float=str, parse_int=str)[0].values()]
-        if source != lake:
-            raise Failed(f"source and lake differ:\n  source {source}\n  lake   {lake}")
-        if self.arguments.verify:
-            self.verify()
-        return int(source[0])
+        answer = self.in_lake(CHECKSUM.format(f"bench_{self.tag}.lineitem"))
+        lake = [str(value) for value in json.loads(answer, parse_float=str, parse_int=str)[0].values()]
+        return self.same(source, lake)
 
-    def verify(self):
-        """`lakeward verify`, which asks a running pipeline for a cut."""
-        with open(self.log, "a") as log:
-            running = subprocess.Popen([str(p) for p in self.lakeward("run", "connectors", "sink")], stdout=log, stderr=log)
-        try:
-            done = subprocess.run([str(p) for p in self.lakeward("verify")], capture_output=True, text=True)
-        finally:
-            running.terminate()
-            running.wait()
-        if done.returncode != 0:
-            raise Failed(f"lakeward verify ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        say(f"  {done.stdout.strip().splitlines()[-1]}")
-
-    def close(self):
+    def drop_source(self):
         with psycopg.connect(self.server, autocommit=True) as admin:
             slots = "select slot_name from pg_replication_slots where database = %s and not active"
             for (slot,) in admin.execute(slots, (self.source,)).fetchall():
                 admin.execute("select pg_drop_replication_slot(%s)", (slot,))
-            for name in (self.source, self.lake):
-                admin.execute(f"drop database if exists {name} with (force)")
-        if not self.arguments.keep_state:
-            shutil.rmtree(self.dir)
+            admin.execute(f"drop database if exists {self.source} with (force)")
+
+
+class MongoBench(Bench):
+    """The source is MongoDB."""
+
+    def create_source(self):
+        self.mongodb = os.environ["LAKEWARD_TEST_MONGODB"]
+        self.client = MongoClient(self.mongodb)
+        self.orders = self.client[self.source].orders
+
+    def source_settings(self):
+        url = urlsplit(self.mongodb)._replace(path=f"/{self.source}").geturl()
+        return f'kind = "mongodb"\nurl = "{url}"\ninclude = ["{self.source}.*"]'
+
+    def load(self, documents):
+        """Fills orders; returns the bytes of a document."""
+        for start in range(0, documents, 20_000):
+            self.orders.insert_many([document(n) for n in range(start, min(start + 20_000, documents))])
+        return self.client[self.source].command("collStats", "orders")["avgObjSize"]
+
+    def compare(self):
+        group = {"_id": None, "n": {"$sum": 1}, "last": {"$max": "$_id"}, "placed": {"$sum": {"$cond": ["$placed_at", 1, 0]}}}
+        group |= {name: {"$sum": f"${name}"} for name in ("quantity", "points", "price")}
+        group |= {name: {"$addToSet": f"${field}"} for name, field in (("customers", "customer"), ("addresses", "address"))}
+        [found] = self.orders.aggregate([{"$group": group}])
+        source = [found["n"], found["quantity"], found["points"], found["price"], len(found["customers"]), found["placed"],
+                  len(found["addresses"]), str(found["last"])]
+        answer = self.in_lake(DOCUMENTS_CHECKSUM.format(f"bench_{self.tag}.orders"))
+        return self.same(source, list(json.loads(answer)[0].values()))
+
+    def drop_source(self):
+        self.client.drop_database(self.source)
 
 
 def snapshot(bench):
@@ -250,7 +325,23 @@ def changes(bench):
     return {"rows": count, "lakeward": ours, "limit": drained, "limit_is": "pg_recvlogical to /dev/null", "snapshot": before}
 
 
-ENTRIES = {"snapshot": snapshot, "changes": changes}
+def mongo_snapshot(bench):
+    """A collection to a committed Iceberg table, beside a raw cursor whose batches are not even looked at."""
+    count = bench.arguments.documents
+    say(f"  {count:,} documents of {bench.load(count)} bytes")
+    drained = timed([sys.executable, ROOT / "bench" / "drain.py", bench.mongodb, bench.source, "orders"])
+    ours = bench.catch_up()
+    held = bench.compare()
+    if held != count:
+        raise Failed(f"{held} documents instead of {count}")
+    return {"rows": count, "lakeward": ours, "limit": drained, "limit_is": "a raw cursor of pymongo, its batches thrown away"}
+
+
+ENTRIES = {"snapshot": (snapshot, PostgresBench), "changes": (changes, PostgresBench), "mongo-snapshot": (mongo_snapshot, MongoBench)}
+
+
+def purpose(entry):
+    return ENTRIES[entry][0].__doc__.strip().splitlines()[0]
 
 
 def report(entry, result):
@@ -280,8 +371,7 @@ def keep(entry, result):
         runs.write(json.dumps(result) + "\n")
     readme = folder / "README.md"
     if not readme.exists():
-        purpose = ENTRIES[entry].__doc__.strip().splitlines()[0]
-        readme.write_text(f"# {entry}\n\n{purpose}\n\n- Machine: {machine()}; servers and Lakeward on it together\n"
+        readme.write_text(f"# {entry}\n\n{purpose(entry)}\n\n- Machine: {machine()}; servers and Lakeward on it together\n"
                           f"- Command: `make bench`, or `deploy/local/stack.sh run bench/run.sh {entry}`\n"
                           f"- Runs: [runs.jsonl](runs.jsonl), one line each; `load` is the machine's load average when a run began\n")
 
@@ -292,6 +382,7 @@ def main():
     parser.add_argument("--binary", required=True, help="a release build of lakeward")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of lineitem (default: %(default)s)")
     parser.add_argument("--changes", type=int, default=500_000, help="changes of the backlog (default: %(default)s)")
+    parser.add_argument("--documents", type=int, default=500_000, help="documents of the collection (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=1, help="how often each entry is run (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="prove source = lake after each run, by `lakeward verify`")
     parser.add_argument("--keep-state", action="store_true", help="keep configuration and log of each run under .stack/bench")
@@ -304,11 +395,12 @@ def main():
     status = 0
     for entry in arguments.entries or ENTRIES:
         for _ in range(arguments.runs):
-            say(f"{entry}: {ENTRIES[entry].__doc__.strip().splitlines()[0]}")
+            say(f"{entry}: {purpose(entry)}")
             load = os.getloadavg()[0]
-            bench = Bench(arguments)
+            measure, kind = ENTRIES[entry]
+            bench = kind(arguments)
             try:
-                result = ENTRIES[entry](bench)
+                result = measure(bench)
                 result |= {"at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "commit": commit, "load": load}
                 report(entry, result)
                 if not arguments.no_record:

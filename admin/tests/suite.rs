@@ -5,5 +5,7 @@
 
 #[path = "suite/harness.rs"]
 mod harness;
+#[path = "suite/verify_mongodb.rs"]
+mod verify_mongodb;
 #[path = "suite/verify_postgres.rs"]
 mod verify_postgres;

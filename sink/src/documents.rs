@@ -60,6 +60,12 @@ struct Resolved {
     kept: HashSet<u128>,
 }
 
+/// Creates the table without a row: a collection that is empty so far has no fields.
+pub(crate) async fn ensure_table(table: &mut SinkTable) -> Result<()> {
+    let columns = document_columns(&field_columns(table));
+    table.ensure_schema(&columns).await
+}
+
 /// Commits the pending changes of a table of documents.
 pub(crate) async fn commit(
     table: &mut SinkTable,
@@ -69,8 +75,7 @@ pub(crate) async fn commit(
 ) -> Result<Written> {
     let lake = table.shared.lake.clone();
     let rule = rule(table.rule);
-    let base_columns = document_columns(&field_columns(table), true);
-    table.ensure_schema(&base_columns).await?;
+    ensure_table(table).await?;
     let (reduction, places) = reduce_all(pending, &log_layout()).await?;
     let mut letters = letters;
     letters.extend(dead_letter::of_reduction(&table.id, &table.name(), &table.topic, &reduction, &places));
@@ -122,7 +127,7 @@ pub(crate) async fn commit(
                     }
                 })
                 .await?;
-                table.ensure_schema(&document_columns(set.columns(), true)).await?;
+                table.ensure_schema(&document_columns(set.columns())).await?;
                 let layout = table.layout()?;
                 let current = table.existing()?.clone();
                 if let Some(snapshot) = current.snapshot()
@@ -163,13 +168,11 @@ fn field_columns(table: &SinkTable) -> Vec<FieldColumn> {
 }
 
 /// All columns of a table of documents.
-fn document_columns(fields: &[FieldColumn], with_doc: bool) -> Vec<SourceColumn> {
+fn document_columns(fields: &[FieldColumn]) -> Vec<SourceColumn> {
     let column =
         |name: &str, ty: LogicalType, key| SourceColumn { identity: name.to_owned(), name: name.to_owned(), ty, key };
-    let mut columns = vec![column(ID_COLUMN, LogicalType::String, Some(0))];
-    if with_doc {
-        columns.push(column(DOC_COLUMN, LogicalType::Json, None));
-    }
+    let mut columns =
+        vec![column(ID_COLUMN, LogicalType::String, Some(0)), column(DOC_COLUMN, LogicalType::Json, None)];
     columns.extend(fields.iter().map(|f| column(&f.name, f.ty.clone(), None)));
     columns
 }

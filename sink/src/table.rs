@@ -142,9 +142,9 @@ impl SinkTable {
     }
 
     /// A table that the source has and that nothing was read of yet: the next commit makes it, empty, so that it can be
-    /// asked and verified. Documents have no columns before the first one is seen.
+    /// asked and verified. One of documents has `_id` and `_doc` until a document brings its fields.
     pub fn expect(&mut self, schema: &Arc<TableSchema>) {
-        if self.table.is_none() && self.schema.is_none() && schema.kind == TableKind::Relational {
+        if self.table.is_none() && self.schema.is_none() {
             self.schema = Some(schema.clone());
         }
     }
@@ -342,7 +342,10 @@ impl SinkTable {
             return dead_letter::write(&self.shared, letters, offsets).await;
         };
         if pending.is_empty() && letters.is_empty() {
-            return self.ensure_schema(&source_columns(&schema)).await.map(|_| ());
+            return match schema.kind {
+                TableKind::Relational => self.ensure_schema(&source_columns(&schema)).await,
+                TableKind::Documents => documents::ensure_table(self).await,
+            };
         }
         let changes: usize = pending.iter().map(|p| p.batch.num_rows()).sum();
         let written = match schema.kind {

@@ -52,17 +52,25 @@ pub fn value(out: &mut String, value: RawBsonRef<'_>) -> Result<(), BsonError> {
         }
         RawBsonRef::Document(inner) => return document(out, inner),
         RawBsonRef::Array(inner) => return array(out, inner),
-        RawBsonRef::Int32(n) => write!(out, "{{\"$numberInt\":\"{n}\"}}"),
-        RawBsonRef::Int64(n) => write!(out, "{{\"$numberLong\":\"{n}\"}}"),
+        RawBsonRef::Int32(n) => wrapped(out, "{\"$numberInt\":\"", itoa::Buffer::new().format(n), "\"}"),
+        RawBsonRef::Int64(n) => wrapped(out, "{\"$numberLong\":\"", itoa::Buffer::new().format(n), "\"}"),
         RawBsonRef::Double(n) if n.is_nan() => write!(out, "{{\"$numberDouble\":\"NaN\"}}"),
         RawBsonRef::Double(n) if n.is_infinite() => {
             write!(out, "{{\"$numberDouble\":\"{}Infinity\"}}", if n < 0.0 { "-" } else { "" })
         }
         // The shortest text that reads back as the same double.
-        RawBsonRef::Double(n) => write!(out, "{{\"$numberDouble\":\"{n:?}\"}}"),
+        RawBsonRef::Double(n) => wrapped(out, "{\"$numberDouble\":\"", ryu::Buffer::new().format_finite(n), "\"}"),
         RawBsonRef::Decimal128(n) => write!(out, "{{\"$numberDecimal\":\"{n}\"}}"),
-        RawBsonRef::ObjectId(id) => write!(out, "{{\"$oid\":\"{}\"}}", id.to_hex()),
-        RawBsonRef::DateTime(t) => write!(out, "{{\"$date\":{{\"$numberLong\":\"{}\"}}}}", t.timestamp_millis()),
+        RawBsonRef::ObjectId(id) => {
+            out.push_str("{\"$oid\":\"");
+            hex(out, &id.bytes());
+            out.push_str("\"}");
+            Ok(())
+        }
+        RawBsonRef::DateTime(t) => {
+            let mut millis = itoa::Buffer::new();
+            wrapped(out, "{\"$date\":{\"$numberLong\":\"", millis.format(t.timestamp_millis()), "\"}}")
+        }
         RawBsonRef::Binary(binary) => {
             out.push_str("{\"$binary\":{\"base64\":\"");
             base64::engine::general_purpose::STANDARD.encode_string(binary.bytes, out);
@@ -105,6 +113,21 @@ pub fn value(out: &mut String, value: RawBsonRef<'_>) -> Result<(), BsonError> {
     Ok(())
 }
 
+fn wrapped(out: &mut String, before: &str, text: &str, after: &str) -> std::fmt::Result {
+    out.push_str(before);
+    out.push_str(text);
+    out.push_str(after);
+    Ok(())
+}
+
+fn hex(out: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        out.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+}
+
 /// Appends a JSON string.
 pub fn string(out: &mut String, text: &str) {
     out.push('"');
@@ -135,7 +158,7 @@ pub fn string(out: &mut String, text: &str) {
 /// string that could be taken for one of the others is written as a JSON string, so that no two ids share a text.
 pub fn id_text(out: &mut String, id: RawBsonRef<'_>) -> Result<(), BsonError> {
     match id {
-        RawBsonRef::ObjectId(id) => out.push_str(&id.to_hex()),
+        RawBsonRef::ObjectId(id) => hex(out, &id.bytes()),
         RawBsonRef::String(text) if looks_like_another(text) => string(out, text),
         RawBsonRef::String(text) => out.push_str(text),
         other => return value(out, other),

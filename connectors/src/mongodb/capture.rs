@@ -4,6 +4,8 @@
 //! transaction; when the source is idle, a note in the oplog proves that the tick has passed. An event's time is the running
 //! maximum of `wallTime`s. At a cut the log holds exactly the events up to the position's cluster time.
 
+mod ranges;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::builder::{DocumentBuilder, Place, unreadable};
 use super::canonical;
-use super::change_stream::{Change, Event, is_ambiguous, join, open, token};
+use super::change_stream::{Change, Event, ends_stream, is_ambiguous, join, open, token};
 use super::client::{clock_offset, connect, error, now, operation_time, oplog_note};
 use super::collections::{Filter, list};
 use super::resume_token::{data, token_time};
-use super::snapshot::{Progress, RANGE_ROWS, Range, State, read_documents, read_range};
+use super::snapshot::{Progress, RANGE_ROWS, State};
 use super::ticks::Ticks;
 use crate::ConnectorContext;
 use crate::grid::tick_at;
@@ -37,10 +39,9 @@ const CLOCK_MARGIN: i64 = 20_000;
 /// A commit stamped later than this after our estimate of the server's clock counts as if it were stamped now: one wrong
 /// stamp must not hold back every tick until its time has come.
 const CLOCK_AHEAD: i64 = 500_000;
-/// How often the server's clock is compared with ours.
-const CLOCK_EVERY: i64 = 30_000_000;
-/// Collections that are read at once.
-const READERS: usize = 4;
+/// How often the server's clock is compared with ours, and collections are listed: one that is created without a document has
+/// no event before MongoDB 6.1.
+const LOOK_EVERY: i64 = 30_000_000;
 /// Ranges and stream take turns of this length; the stream's ends early when it has nothing to give.
 const TURN: Duration = Duration::from_millis(500);
 /// What a document weighs that is to be read again, until the first was.
@@ -84,6 +85,8 @@ struct Capture<'a> {
     filter: Filter,
     publisher: Publisher,
     stream: ChangeStream<RawDocumentBuf>,
+    /// Events up to this token are in the log, and the stream may begin before it. Tokens order as their texts do.
+    published_to: Option<String>,
     /// Fragments of a large event.
     parts: Option<RawDocumentBuf>,
     collections: Vec<Collection>,
@@ -104,11 +107,16 @@ struct Capture<'a> {
     again: usize,
     again_weight: usize,
     clock_offset: i64,
-    clock_asked: i64,
+    /// When the clock was compared and collections were listed last.
+    looked: i64,
     /// A tick that has passed on the server's clock, and the cluster time of the note that proves it.
     note: Option<(i64, u64)>,
     may_note: bool,
+    /// Documents of the next range, and of one that the server does not refuse.
     range_rows: i64,
+    full_range_rows: i64,
+    /// Rounds of ranges of which none was read.
+    refusals: u32,
     /// When the stream's turn began.
     turn: Instant,
     /// Everything up to here was there at the start.
@@ -154,8 +162,14 @@ impl<'a> Capture<'a> {
                     .map_err(|e| Error::human("the last checkpoint's snapshot progress does not read").source(e))?;
             }
         }
+        // A stream of another width does not know the token: it begins at the token's time, and what was published is passed over.
+        let published_to = (last.is_some() && progress.database.as_deref() != filter.database()).then(|| token.clone());
+        if published_to.is_none() {
+            progress.database = filter.database().map(str::to_owned);
+        }
+        let from = if published_to.is_some() { "" } else { &token };
         // The stream first: what a collection loses or gains while it is listed is then in the stream.
-        let stream = open(&client, &token, time).await?;
+        let stream = open(&client, filter.database(), from, time).await?;
         let mut capture = Self {
             source,
             context,
@@ -163,6 +177,7 @@ impl<'a> Capture<'a> {
             filter,
             publisher,
             stream,
+            published_to,
             parts: None,
             collections: Vec::new(),
             names: HashMap::new(),
@@ -176,10 +191,12 @@ impl<'a> Capture<'a> {
             again: 0,
             again_weight: FIRST_WEIGHT,
             clock_offset,
-            clock_asked: now(),
+            looked: now(),
             note: None,
             may_note: true,
             range_rows,
+            full_range_rows: range_rows,
+            refusals: 0,
             turn: Instant::now(),
             caught_up_at,
             last,
@@ -206,13 +223,9 @@ impl<'a> Capture<'a> {
             if self.find(&database, &collection).is_some() {
                 continue;
             }
-            let was_left_out = !self.publisher.versions(&schema(self.source, &database, &collection).table).is_empty();
             let index = self.index(&database, &collection).await?;
             let name = self.collections[index].name.clone();
             self.progress.collections.insert(name, State::Reading { after: None });
-            if was_left_out {
-                self.truncate(index, self.time, self.ticks.watermark());
-            }
         }
         let reading = self.progress.converging().len();
         tracing::info!(source = %self.source.name, collections = self.collections.len(), reading, "capturing MongoDB");
@@ -273,6 +286,15 @@ impl<'a> Capture<'a> {
 
     /// Takes an event, after the tick that it shows to have passed.
     async fn event(&mut self, raw: RawDocumentBuf) -> Result<()> {
+        if self.is_published(token(&raw).unwrap_or_default()) {
+            return Ok(());
+        }
+        if ends_stream(&raw) {
+            self.token = token(&raw).ok_or_else(|| Error::retry("a change event has no token"))?.to_owned();
+            self.last_event = None;
+            self.stream = open(&self.client, self.filter.database(), &self.token, self.time).await?;
+            return Ok(());
+        }
         if let Some(event) = Event::parse(&raw)? {
             let wall = event.wall.min(self.server_now() + CLOCK_AHEAD);
             // Events of one transaction share their cluster time: between two of them there is no moment.
@@ -302,6 +324,18 @@ impl<'a> Capture<'a> {
         }
         self.last_event = Some(raw);
         Ok(())
+    }
+
+    /// Whether everything up to this token is in the log already; from the first that is not on, nothing is.
+    fn is_published(&mut self, token: &str) -> bool {
+        match &self.published_to {
+            Some(last) if token <= last.as_str() => return true,
+            // From here on positions have tokens of this stream.
+            Some(_) => self.progress.database = self.filter.database().map(str::to_owned),
+            None => {}
+        }
+        self.published_to = None;
+        false
     }
 
     async fn take(&mut self, event: &Event<'_>, wall: i64) -> Result<()> {
@@ -377,10 +411,15 @@ impl<'a> Capture<'a> {
             return Ok(index);
         }
         let schema = schema(self.source, database, collection);
-        self.publisher.register(&schema).await?;
         let name = format!("{database}.{collection}");
-        // Created while we watch, if it is new: the stream has all of it.
-        self.progress.collections.entry(name.clone()).or_insert(State::Done);
+        let is_new = !self.progress.collections.contains_key(&name);
+        // The log knows it and we do not: it was left out for a while, and what the log has of it is not what it is now.
+        let was_left_out = is_new && !self.publisher.versions(&schema.table).is_empty();
+        self.publisher.register(&schema).await?;
+        if is_new {
+            // Created while we watch: the stream has all of it.
+            self.progress.collections.insert(name.clone(), State::Done);
+        }
         let index = self.collections.len();
         self.names.entry(database.to_owned()).or_default().insert(collection.to_owned(), index);
         self.collections.push(Collection {
@@ -390,6 +429,9 @@ impl<'a> Capture<'a> {
             builder: DocumentBuilder::new(schema),
             again: HashMap::new(),
         });
+        if was_left_out {
+            self.truncate(index, self.time, self.ticks.watermark());
+        }
         Ok(index)
     }
 
@@ -398,8 +440,9 @@ impl<'a> Capture<'a> {
         if !self.stream.is_alive() {
             return Err(Error::retry("the server closed the change stream"));
         }
-        if let Some(token) = self.stream.resume_token() {
-            self.token = data(&token)?;
+        let token = self.stream.resume_token().map(|token| data(&token)).transpose()?;
+        if let Some(token) = token.filter(|token| !self.is_published(token)) {
+            self.token = token;
             self.last_event = None;
             self.in_transaction = false;
             self.time = self.time.max(token_time(&self.token).unwrap_or(0));
@@ -450,13 +493,27 @@ impl<'a> Capture<'a> {
 
     /// Publishes everything so far as the cut at `tick`.
     async fn place(&mut self, tick: i64) -> Result<()> {
-        if now() - self.clock_asked > CLOCK_EVERY {
+        if now() - self.looked > LOOK_EVERY {
             self.clock_offset = clock_offset(&self.client).await?;
-            self.clock_asked = now();
             self.context.status.update(&self.source.name, |s| s.clock_offset = self.clock_offset);
+            self.look_for_new().await?;
+            self.looked = now();
         }
         self.ticks.promised(tick);
         self.publish(true).await
+    }
+
+    /// Takes up collections that were created and that the stream says nothing of, because they have no document yet.
+    async fn look_for_new(&mut self) -> Result<()> {
+        for (database, collection) in list(&self.client, &self.filter).await? {
+            if self.find(&database, &collection).is_none() {
+                let index = self.index(&database, &collection).await?;
+                let name = self.collections[index].name.clone();
+                // Named in the next checkpoint, which is how the sink comes to know a table without rows.
+                self.progress.collections.insert(name, State::Converging { until: self.time });
+            }
+        }
+        Ok(())
     }
 
     /// Appends what the builders hold. Without a row and not at a tick nothing is appended.
@@ -500,117 +557,6 @@ impl<'a> Capture<'a> {
         self.last = Some(checkpoint);
         self.published = true;
         Ok(())
-    }
-
-    /// Documents whose patches could not be used, as they were at exactly the position of this append; where the server cannot
-    /// give that moment, as they are now, and the collection converges until the stream is there.
-    async fn read_again(&mut self, cut: bool) -> Result<()> {
-        if self.again == 0 {
-            return Ok(());
-        }
-        let (mut read, mut bytes) = (0, 0);
-        for collection in self.collections.iter_mut().filter(|c| !c.again.is_empty()) {
-            let name = (collection.database.as_str(), collection.collection.as_str());
-            let mut ids = std::mem::take(&mut collection.again);
-            let builder = &mut collection.builder;
-            let (before, wanted) = (builder.bytes(), ids.len());
-            let wall = self.ticks.seen(0);
-            let mut at = self.time;
-            let exact = read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
-            if !exact || !ids.is_empty() {
-                // A document that the stream says is there and the server does not find: its collection was dropped since, or
-                // it is deleted later in the transaction that is not whole yet.
-                let mut there = false;
-                for pause in 0..20 {
-                    tokio::time::sleep(Duration::from_millis(5 * pause)).await;
-                    at = operation_time(&self.client).await?.max(self.time);
-                    there =
-                        read_documents(&self.client, name, &mut ids, at, builder, (&mut self.sequence, wall)).await?;
-                    if there {
-                        break;
-                    }
-                }
-                if !there {
-                    return Err(Error::retry("the server cannot give a moment at which documents could be read again")
-                        .with("collection", &collection.name));
-                }
-            }
-            // Inside a transaction the moment of the position is the moment after it.
-            if at > self.time || (!cut && self.in_transaction) {
-                self.progress.read_ahead(&collection.name, at);
-            }
-            read += wanted;
-            bytes += builder.bytes() - before;
-        }
-        self.again = 0;
-        self.again_weight = bytes / read.max(1) + 64;
-        Ok(())
-    }
-
-    /// Ranges of a few collections at a time, all at one moment and with their progress in one append, for a turn.
-    async fn read_ranges(&mut self, shutdown: &CancellationToken) -> Result<()> {
-        let started = Instant::now();
-        // Hold the stream: everything published is at or before the moments that are read.
-        self.publish(false).await?;
-        while self.is_reading() && started.elapsed() < TURN && !shutdown.is_cancelled() {
-            if !self.read_range().await? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// One range of each of a few collections. False: the server is not there yet, ask again later.
-    async fn read_range(&mut self) -> Result<bool> {
-        let at = operation_time(&self.client).await?;
-        if at < self.time {
-            return Ok(false);
-        }
-        let due: Vec<(String, Option<serde_json::Value>)> = self
-            .progress
-            .collections
-            .iter()
-            .filter_map(|(name, state)| match state {
-                State::Reading { after } => Some((name.clone(), after.clone())),
-                _ => None,
-            })
-            .take(READERS)
-            .collect();
-        let (client, source, rows) = (&self.client, self.source, self.range_rows);
-        let reads = due.into_iter().map(|(name, after)| async move {
-            let (database, collection) = name.split_once('.').unwrap_or((&name, ""));
-            let mut builder = DocumentBuilder::new(schema(source, database, collection));
-            let mut read = 0;
-            let range =
-                read_range(client, (database, collection), after.as_ref(), (at, rows), &mut builder, &mut read).await?;
-            Ok::<_, Error>((name, range, builder, read))
-        });
-        let ranges = futures::future::try_join_all(reads).await?;
-        let mut batches = Vec::new();
-        let mut progress = false;
-        for (name, range, mut builder, read) in ranges {
-            match range {
-                Range::Read(state) => {
-                    self.progress.collections.insert(name, state);
-                    progress = true;
-                }
-                Range::TooOld => {
-                    self.range_rows = (self.range_rows / 2).max(100);
-                    continue;
-                }
-                Range::Changed => continue,
-            }
-            if read > 0 {
-                let batch = builder.finish()?.with_sequence_base(self.sequence);
-                batches.push(batch.map_err(|e| Error::bug("numbering a range").source(e))?);
-                self.sequence += read;
-            }
-        }
-        if progress {
-            lakeward_runtime::crash_point!("connector.range.before_append");
-            self.append(batches, false).await?;
-        }
-        Ok(progress)
     }
 }
 

@@ -19,11 +19,17 @@ use super::resume_token::{cluster_time, from_data};
 /// How long the server may hold an empty answer back: how late a tick can be noticed.
 const AWAIT: Duration = Duration::from_millis(100);
 
-/// Opens the deployment's stream after the token, or where there is none yet at the cluster time.
-pub async fn open(client: &Client, token: &str, at: u64) -> Result<ChangeStream<RawDocumentBuf>> {
+/// Opens the stream of one database, or of the deployment, after the token, or where there is none at the cluster time.
+pub async fn open(
+    client: &Client,
+    database: Option<&str>,
+    token: &str,
+    at: u64,
+) -> Result<ChangeStream<RawDocumentBuf>> {
     let version = version(client).await?;
-    let mut watch =
-        client.watch().full_document(FullDocumentType::WhenAvailable).max_await_time(AWAIT).batch_size(10_000);
+    let database = database.map(|name| client.database(name));
+    let watch = database.as_ref().map_or_else(|| client.watch(), |database| database.watch());
+    let mut watch = watch.full_document(FullDocumentType::WhenAvailable).max_await_time(AWAIT).batch_size(10_000);
     if splits_large_events(version) {
         watch = watch.pipeline([doc! { "$changeStreamSplitLargeEvent": {} }]);
     }
@@ -69,6 +75,11 @@ pub fn join(parts: &mut Option<RawDocumentBuf>, fragment: RawDocumentBuf) -> Res
 /// The resume token of an event.
 pub fn token(raw: &RawDocument) -> Option<&str> {
     raw.get_document("_id").ok()?.get_str("_data").ok()
+}
+
+/// The database whose stream this is was dropped: the stream ends here, and one that is opened after this event goes on.
+pub fn ends_stream(raw: &RawDocument) -> bool {
+    raw.get_str("operationType") == Ok("invalidate")
 }
 
 /// What an event says happened.

@@ -116,19 +116,41 @@ pub fn error(doing: &str, error: mongodb::error::Error) -> Error {
         (ErrorKind::Authentication { .. }, _) | (_, Some(18)) => {
             (Action::Configuration, "user or password is wrong (authSource=admin in the url, perhaps?)")
         }
-        (_, Some(13)) => {
-            (Action::Configuration, "the user lacks a privilege (role readAnyDatabase, or read on each database)")
-        }
+        (_, Some(13)) => (
+            Action::Configuration,
+            "the user lacks a privilege: role readAnyDatabase, or read on the database where include names one only",
+        ),
         (ErrorKind::InvalidArgument { .. }, _) => (Action::Configuration, "url of the source is not understood"),
-        // ChangeStreamHistoryLost, ChangeStreamFatalError, CappedPositionLost
-        (_, Some(286 | 280 | 136)) => (
+        // ChangeStreamHistoryLost, CappedPositionLost
+        (_, Some(286 | 136)) => (
             Action::Resnapshot,
             "the oplog no longer holds the position: history is lost, the source must be read anew (`lakeward drop-source`, or a larger oplog)",
         ),
+        // ChangeStreamFatalError
+        (_, Some(280)) => (
+            Action::Resnapshot,
+            "the server cannot go on at the position, which is not one of its history: it was set back, or is another one; the source must be read anew (`lakeward drop-source`)",
+        ),
+        // BSONObjectTooLarge
+        (_, Some(10334)) => (
+            Action::Human,
+            "a change is larger than the 16 MB that the server can send: upgrade it to MongoDB 6.0.9, 7.0 or later, which send such a change in parts",
+        ),
+        // NotWritablePrimary, InterruptedAtShutdown, InterruptedDueToReplStateChange, NotPrimaryNoSecondaryOk,
+        // NotPrimaryOrSecondary, PrimarySteppedDown, ShutdownInProgress
+        (_, Some(10107 | 11600 | 11602 | 13435 | 13436 | 189 | 91)) => {
+            (Action::Retry, "the replica set has no primary for the moment")
+        }
+        // CursorNotFound, CursorKilled
+        (_, Some(43 | 237)) => (Action::Retry, "the server has closed the cursor"),
+        (ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. }, _) => {
+            (Action::Retry, "the connection to the server was lost")
+        }
         (ErrorKind::ServerSelection { .. }, _) => {
             (Action::Retry, "server not reachable: does it run, are host, port and replica set name right?")
         }
-        _ => (Action::Retry, "the server refused or went away"),
+        (_, Some(_)) => (Action::Retry, "the server refused"),
+        _ => (Action::Retry, "the server went away"),
     };
     Error::new(action, format!("{doing}: {hint}")).source(error)
 }

@@ -7,7 +7,7 @@ use mongodb::Client;
 use mongodb::bson::doc;
 use mongodb::results::CollectionType;
 
-use super::client::{admin, connect, error, oplog_note};
+use super::client::{admin, connect, error, operation_time, oplog_note};
 use crate::Problem;
 
 /// The include and exclude globs of a source, on `database.collection`.
@@ -15,6 +15,7 @@ use crate::Problem;
 pub struct Filter {
     include: Option<GlobSet>,
     exclude: GlobSet,
+    database: Option<String>,
 }
 
 impl Filter {
@@ -28,7 +29,12 @@ impl Filter {
             builder.build().map_err(bad)
         };
         let include = if source.include.is_empty() { None } else { Some(set(&source.include)?) };
-        Ok(Self { include, exclude: set(&source.exclude)? })
+        Ok(Self { include, exclude: set(&source.exclude)?, database: only_database(&source.include) })
+    }
+
+    /// The one database that the include globs name. None: they may match collections of several.
+    pub fn database(&self) -> Option<&str> {
+        self.database.as_deref()
     }
 
     pub fn takes(&self, database: &str, collection: &str) -> bool {
@@ -38,6 +44,15 @@ impl Filter {
         let name = format!("{database}.{collection}");
         self.include.as_ref().is_none_or(|set| set.is_match(&name)) && !self.exclude.is_match(&name)
     }
+}
+
+fn only_database(include: &[String]) -> Option<String> {
+    let database = |glob: &String| {
+        let (database, _) = glob.split_once('.')?;
+        (!database.contains(['*', '?', '[', ']', '{', '}', '!', '\\'])).then(|| database.to_owned())
+    };
+    let first = database(include.first()?)?;
+    include.iter().all(|glob| database(glob).as_ref() == Some(&first)).then_some(first)
 }
 
 /// Collections (no views, no time series) that the filter takes, as `(database, collection)`.
@@ -69,22 +84,31 @@ pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
         Ok(client) => client,
         Err(e) => return vec![Problem::new(e.to_string(), "mend the source's url or its server")],
     };
-    match Filter::new(source) {
-        Err(e) => problems.push(Problem::new(e.to_string(), "mend include and exclude")),
-        Ok(filter) => match list(&client, &filter).await {
-            Err(e) => problems.push(Problem::new(e.to_string(), "grant the role readAnyDatabase")),
-            Ok(found) if found.is_empty() => problems.push(Problem::new(
-                "no collection matches include and exclude",
-                "globs are on database.collection, such as \"shop.*\"; collections created later are taken up",
-            )),
-            Ok(_) => {}
-        },
+    let filter = match Filter::new(source) {
+        Ok(filter) => filter,
+        Err(e) => return vec![Problem::new(e.to_string(), "mend include and exclude")],
+    };
+    let grant = match filter.database() {
+        Some(database) => format!("grant the role read on the database {database}"),
+        None => {
+            "grant the role readAnyDatabase, or let include name collections of one database only, such as \"shop.*\""
+                .into()
+        }
+    };
+    match list(&client, &filter).await {
+        Err(e) => problems.push(Problem::new(e.to_string(), grant.clone())),
+        Ok(found) if found.is_empty() => problems.push(Problem::new(
+            "no collection matches include and exclude",
+            "globs are on database.collection, such as \"shop.*\"; collections created later are taken up",
+        )),
+        Ok(_) => {}
     }
-    if let Err(e) =
-        super::change_stream::open(&client, "", super::client::operation_time(&client).await.unwrap_or(1)).await
-    {
-        problems
-            .push(Problem::new(e.to_string(), "grant changeStream and find on all databases (role readAnyDatabase)"));
+    let opened = match operation_time(&client).await {
+        Ok(now) => super::change_stream::open(&client, filter.database(), "", now).await.map(drop),
+        Err(e) => Err(e),
+    };
+    if let Err(e) = opened {
+        problems.push(Problem::new(e.to_string(), grant));
     }
     if matches!(oplog_note(&client).await, Ok(None)) {
         problems.push(Problem::new(
@@ -102,4 +126,27 @@ pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
         ));
     }
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_database_is_known_by_its_name() {
+        let only = |globs: &[&str]| only_database(&globs.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>());
+        assert_eq!(only(&["shop.*"]).as_deref(), Some("shop"));
+        assert_eq!(only(&["shop.{a,b.c}", "shop.x"]).as_deref(), Some("shop"));
+        for several in [
+            &[][..],
+            &["shop.*", "users.*"],
+            &["*.a"],
+            &["sho?.a"],
+            &["{shop,users}.a"],
+            &["shop*"],
+            &["shop.a", "[s]hop.b"],
+        ] {
+            assert_eq!(only(several), None, "{several:?}");
+        }
+    }
 }

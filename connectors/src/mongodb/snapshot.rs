@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use lakeward_event::Op;
 use lakeward_runtime::{Error, Result};
 use mongodb::Client;
-use mongodb::bson::{Bson, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, RawBsonRef, RawDocumentBuf, doc};
 use serde::{Deserialize, Serialize};
 
 use super::builder::{DocumentBuilder, Place, unreadable};
@@ -49,6 +49,9 @@ pub enum State {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub collections: BTreeMap<String, State>,
+    /// The database whose stream the position's token is of; None: the deployment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
 }
 
 impl Progress {
@@ -100,8 +103,10 @@ pub async fn read_range(
     builder: &mut DocumentBuilder,
     sequence: &mut u64,
 ) -> Result<Range> {
+    // `min` is inclusive: the last document of the range before comes again.
+    let limit = rows + i64::from(after.is_some());
     let mut command = doc! {
-        "find": collection, "hint": { "_id": 1 }, "sort": { "_id": 1 }, "limit": rows, "batchSize": rows as i32,
+        "find": collection, "hint": { "_id": 1 }, "sort": { "_id": 1 }, "limit": limit, "batchSize": limit as i32,
         "readConcern": { "level": "snapshot", "atClusterTime": bson_time(at) },
     };
     let after_id = match after {
@@ -124,6 +129,7 @@ pub async fn read_range(
     };
     let place = Place { sequence: 0, cluster_time: at, tx: None, wall: Some((at >> 32) as i64 * 1_000_000) };
     let (mut seen, mut last) = (0, None);
+    let mut has_greatest = after_id == Some(Bson::MaxKey);
     while match cursor.advance().await {
         Ok(more) => more,
         Err(e) => return refused(e),
@@ -131,7 +137,7 @@ pub async fn read_range(
         let document = cursor.current();
         seen += 1;
         let id = document.get("_id").map_err(unreadable)?;
-        // `min` is inclusive. Compared as text: NaN is not equal to itself.
+        // Compared as text: NaN is not equal to itself.
         if seen == 1
             && let (Some(after), Some(id)) = (after, id)
             && Bson::try_from(id).is_ok_and(|id| id.into_canonical_extjson() == *after)
@@ -140,14 +146,18 @@ pub async fn read_range(
         }
         builder.document(Op::Read, document, Place { sequence: *sequence, ..place })?;
         *sequence += 1;
-        last = id.map(|id| id.to_raw_bson());
-        if builder.bytes() > RANGE_BYTES {
+        has_greatest |= matches!(id, Some(RawBsonRef::MaxKey));
+        let full = builder.bytes() > RANGE_BYTES;
+        if full || seen == limit {
+            last = id.map(|id| id.to_raw_bson());
+        }
+        if full {
             break;
         }
     }
-    let whole = seen < rows && builder.bytes() <= RANGE_BYTES;
-    if whole && after_id.is_some_and(|id| id != Bson::MaxKey) {
-        // A range without `max` ends before MaxKey, unlike a scan.
+    let whole = seen < limit && builder.bytes() <= RANGE_BYTES;
+    if whole && after.is_some() && !has_greatest {
+        // A range without `max` ends before MaxKey, unlike a scan and unlike a range of a clustered collection.
         let command = doc! {
             "find": collection, "filter": { "_id": { "$eq": Bson::MaxKey } },
             "readConcern": { "level": "snapshot", "atClusterTime": bson_time(at) },

@@ -140,10 +140,9 @@ impl ColumnSet {
         let known = self.columns.len();
         let before: Vec<_> = self.columns.iter().map(|column| column.ty.clone()).collect();
         for document in documents.iter().flatten() {
-            // Half a document must not leave columns behind.
-            if check(document).is_ok() {
-                // The text has just been read without an error.
-                let _ = self.observe_one(document);
+            // Half a document must not leave columns behind: what would change the set is done once it is read to its end.
+            if self.observe_one(document, false).is_ok_and(|is_new| is_new) {
+                let _ = self.observe_one(document, true);
             }
         }
         let widened = before
@@ -154,32 +153,41 @@ impl ColumnSet {
         widened.chain((known..self.columns.len()).map(|column| ColumnChange::Added { column })).collect()
     }
 
-    fn observe_one(&mut self, document: &str) -> Parsed<()> {
+    /// Whether a document has something new; with `take` that becomes part of the set.
+    fn observe_one(&mut self, document: &str, take: bool) -> Parsed<bool> {
         let mut fields = Fields::new(document.as_bytes())?;
-        let mut expected = 0;
+        let (mut expected, mut is_new) = (0, false);
         while let Some((name, raw)) = fields.next()? {
+            let ty = type_of(&Value::parse(raw)?);
             if name.bytes == ID_COLUMN.as_bytes() {
                 continue;
             }
-            let Some(ty) = type_of(&Value::parse(raw)?) else { continue };
-            match self.find(name, expected)? {
+            let found = self.find(name, expected)?;
+            let Some(ty) = ty else { continue };
+            match found {
                 Found::Column(column) => {
                     expected = column + 1;
                     let found = &mut self.columns[column].ty;
                     if *found != ty
-                        && let Some(joined) = union(found, &ty)
+                        && let Some(joined) = union(found, &ty).filter(|joined| joined != found)
                     {
-                        *found = joined;
+                        is_new = true;
+                        if take {
+                            *found = joined;
+                        }
                     }
                 }
                 Found::Unknown(name) => {
-                    expected = self.columns.len() + 1;
-                    self.add(name, ty);
+                    is_new = true;
+                    if take {
+                        expected = self.columns.len() + 1;
+                        self.add(name, ty);
+                    }
                 }
                 Found::NoColumn => {}
             }
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn add(&mut self, name: String, ty: LogicalType) {
@@ -218,11 +226,11 @@ impl ColumnSet {
         for row in 0..documents.len() {
             let document = documents.is_valid(row).then(|| documents.value(row));
             let known_conflicts = conflicts.len();
-            if let Some(document) = document {
-                let taken = check(document).and_then(|()| self.take(document, row, &mut builders, &mut conflicts));
-                if let Err(bad) = taken {
-                    malformed.push((row, super::malformed("document", bad)));
-                }
+            if let Some(document) = document
+                && let Err(bad) = self.take(document, row, &mut builders, &mut conflicts)
+            {
+                conflicts.truncate(known_conflicts);
+                malformed.push((row, super::malformed("document", bad)));
             }
             for builder in &mut builders {
                 if builder.len() == row {
@@ -254,10 +262,10 @@ impl ColumnSet {
         let mut fields = Fields::new(document.as_bytes())?;
         let mut expected = 0;
         while let Some((name, raw)) = fields.next()? {
+            let value = Value::parse(raw)?;
             if name.bytes == ID_COLUMN.as_bytes() {
                 continue;
             }
-            let value = Value::parse(raw)?;
             let column = match self.find(name, expected)? {
                 Found::Column(column) => Some(column),
                 // A field that never was anything but null has no type, and no column yet.
@@ -289,20 +297,6 @@ enum Found {
     Column(usize),
     Unknown(String),
     NoColumn,
-}
-
-/// Reads a document to its end.
-fn check(document: &str) -> Parsed<()> {
-    let mut fields = Fields::new(document.as_bytes())?;
-    let mut scratch = Vec::new();
-    while let Some((name, raw)) = fields.next()? {
-        if name.escaped {
-            scratch.clear();
-            append_unescaped(name, &mut scratch)?;
-        }
-        Value::parse(raw)?;
-    }
-    Ok(())
 }
 
 /// Builder of one column.

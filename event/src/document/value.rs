@@ -29,7 +29,7 @@ impl<'a> Value<'a> {
     pub fn parse(raw: &'a [u8]) -> Parsed<Self> {
         Ok(match raw.first() {
             Some(b'"') => Self::Text(Scanner::new(raw).string()?),
-            Some(b'{') => wrapped(raw).unwrap_or(Self::Json(raw)),
+            Some(b'{') => plain(raw).or_else(|| wrapped(raw)).unwrap_or(Self::Json(raw)),
             Some(b'[') => Self::Json(raw),
             Some(b't') => Self::Bool(true),
             Some(b'f') => Self::Bool(false),
@@ -61,6 +61,26 @@ fn double(text: &[u8]) -> Option<f64> {
         b"-Infinity" => Some(f64::NEG_INFINITY),
         _ if is_number(text) => parsed(text),
         _ => None,
+    }
+}
+
+/// The same as [`wrapped`] of the text that connectors write, `{"$name":"text"}` without blanks and escapes, read once; None: it is
+/// to be read properly.
+fn plain(raw: &[u8]) -> Option<Value<'_>> {
+    let between = |start: &[u8], end: &[u8]| {
+        let text = raw.strip_prefix(start)?.strip_suffix(end)?;
+        text.iter().all(|byte| !matches!(byte, b'"' | b'\\')).then_some(text)
+    };
+    // By the first letters of the name, so that a document is not searched for what it cannot be.
+    match raw.get(..10)? {
+        br#"{"$numberI"# => parsed(between(br#"{"$numberInt":""#, br#""}"#)?).map(Value::Int),
+        br#"{"$numberL"# => parsed(between(br#"{"$numberLong":""#, br#""}"#)?).map(Value::Long),
+        br#"{"$numberD"# => double(between(br#"{"$numberDouble":""#, br#""}"#)?).map(Value::Double),
+        br#"{"$date":{"# => parsed(between(br#"{"$date":{"$numberLong":""#, br#""}}"#)?).map(Value::Date),
+        _ => {
+            let hex = between(br#"{"$oid":""#, br#""}"#)?;
+            (hex.len() == 24 && hex.iter().all(u8::is_ascii_hexdigit)).then_some(Value::ObjectId(hex))
+        }
     }
 }
 
@@ -216,6 +236,46 @@ pub(crate) fn is_special(raw: &[u8]) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        /// What is read at a glance is what is read properly.
+        #[test]
+        fn the_short_way_is_the_long_way(
+            name in "numberInt|numberLong|numberDouble|oid|date|numberIn",
+            text in "-?[0-9]{0,20}|[0-9a-f]{24}|[-+0-9.eE]{0,6}|NaN|[0-9]\\\\u0031|1\"|1\",\"a\":\"2",
+            shape in 0..4,
+        ) {
+            let raw = match shape {
+                0 => format!("{{\"${name}\":\"{text}\"}}"),
+                1 => format!("{{\"${name}\":{{\"$numberLong\":\"{text}\"}}}}"),
+                2 => format!("{{\"${name}\": \"{text}\"}}"),
+                _ => format!("{{\"${name}\":\"{text}\",\"a\":\"1\"}}"),
+            };
+            // Only whole values are ever asked about.
+            if Scanner::new(raw.as_bytes()).value().is_ok_and(|value| value.len() == raw.len())
+                && let Some(value) = plain(raw.as_bytes())
+            {
+                proptest::prop_assert_eq!(format!("{value:?}"), format!("{:?}", wrapped(raw.as_bytes()).unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_connectors_write_is_read_at_a_glance() {
+        for (raw, value) in [
+            (r#"{"$numberInt":"-7"}"#, "Int(-7)"),
+            (r#"{"$numberLong":"9223372036854775807"}"#, "Long(9223372036854775807)"),
+            (r#"{"$numberDouble":"-0.0"}"#, "Double(-0.0)"),
+            (r#"{"$numberDouble":"NaN"}"#, "Double(NaN)"),
+            (r#"{"$date":{"$numberLong":"-5"}}"#, "Date(-5)"),
+        ] {
+            assert_eq!(plain(raw.as_bytes()).map(|v| format!("{v:?}")).as_deref(), Some(value));
+        }
+        assert!(matches!(plain(br#"{"$oid":"65a1b2c3d4e5f60718293a4b"}"#), Some(Value::ObjectId(_))));
+        for raw in [r#"{"$oid":"no"}"#, r#"{"$numberInt":"7","a":"1"}"#, r#"{"a":"b"}"#, "{}"] {
+            assert!(plain(raw.as_bytes()).is_none(), "{raw}");
+        }
+    }
 
     #[test]
     fn relaxed_text_is_the_specifications() {

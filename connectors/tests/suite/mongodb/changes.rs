@@ -90,6 +90,47 @@ async fn every_kind_of_change() {
     source.drop().await;
 }
 
+/// Documents that are to be read again, and then are not there any more or are known whole: nothing is read, and the source stays
+/// exact.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_need_not_be_read_again_is_not() {
+    let source = Source::create("not_again").await;
+    let (a, b) = (source.collection("a"), source.collection("b"));
+    for collection in [&a, &b] {
+        collection.insert_many((0..30).map(|i| doc! { "_id": i, "in": { "x": 0 } })).await.unwrap();
+    }
+    let running = source.start();
+    let mut reader = source.reader().await;
+    reader.until(|c| c.draft.cut && c.draft.converging.is_empty()).await;
+    // In one transaction, so that all of it is in one append.
+    let mut session = source.client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let dotted = doc! { "$set": { "in.x": 1 } };
+    a.update_many(doc! {}, dotted.clone()).session(&mut session).await.unwrap();
+    a.delete_many(doc! { "_id": { "$lt": 10 } }).session(&mut session).await.unwrap();
+    for i in 10..20 {
+        a.replace_one(doc! { "_id": i }, doc! { "whole": i }).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    b.update_many(doc! {}, dotted).await.unwrap();
+    b.drop().await.unwrap();
+    let time = source.now().await;
+    loop {
+        let checkpoint = reader.next().await;
+        assert!(checkpoint.draft.converging.is_empty(), "{:?}", checkpoint.draft.converging);
+        source.compare(&reader, &checkpoint).await;
+        if checkpoint.draft.cut && position(&checkpoint).0 >= time {
+            break;
+        }
+    }
+    assert_eq!((reader.count(Op::Delete), reader.patches), (10, 0));
+    // Ten replaced, ten read again; those of b once at most, if they were read before the drop was seen.
+    let updates = reader.count(Op::Update);
+    assert!((20..=50).contains(&updates) && updates % 10 == 0, "{updates}");
+    running.stop().await;
+    source.drop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn post_images_come_whole() {
     let source = Source::create("images").await;
@@ -130,7 +171,15 @@ async fn large_events_are_joined() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn collections_are_dropped_and_renamed() {
-    let source = Source::create("ddl").await;
+    dropped_and_renamed(Source::create("ddl").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collections_of_a_deployment_are_dropped_and_renamed() {
+    dropped_and_renamed(Source::of_deployment("ddl").await).await;
+}
+
+async fn dropped_and_renamed(source: Source) {
     let fill = async |name: &str, n: i32| {
         let documents = (0..n).map(|i| doc! { "_id": i, "of": name, "in": { "x": 1 } });
         source.collection(name).insert_many(documents).await.unwrap();

@@ -25,17 +25,6 @@ async fn continue_at(source: &Source, second: u32) {
     writer.append(&[], Vec::new(), draft).await.unwrap();
 }
 
-/// Wants a server of its own, because a server that has never cut its oplog off takes any token.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs LAKEWARD_TEST_MONGODB to be a server whose oplog does not reach back to its start"]
-async fn a_position_before_the_oplog_asks_for_a_new_snapshot() {
-    let source = Source::create("before").await;
-    continue_at(&source, 9).await;
-    let error = error_of(&source).await;
-    assert_eq!(error.action(), Action::Resnapshot, "{error}");
-    assert!(error.to_string().contains("oplog no longer holds the position"), "{error}");
-}
-
 /// A server that was set back, or is another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_after_the_oplog_asks_for_a_new_snapshot() {

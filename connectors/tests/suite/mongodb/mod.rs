@@ -3,6 +3,9 @@
 mod changes;
 mod failures;
 mod log_reader;
+mod refusals;
+mod scope;
+mod server;
 mod snapshots;
 mod under_load;
 
@@ -37,6 +40,8 @@ struct Source {
     url: String,
     log: Arc<dyn Log>,
     range_rows: i64,
+    /// Globs besides those of its database: with one, the stream is the deployment's.
+    more: Vec<String>,
 }
 
 /// A connector that runs.
@@ -81,7 +86,12 @@ impl Source {
         let name = format!("mg{}_{test}_{}", COUNT.fetch_add(1, Ordering::Relaxed), &unique[..8]);
         let url = server();
         let client = Client::with_uri_str(&url).await.unwrap();
-        Self { client, name, url, log: open_log(), range_rows: 100 }
+        Self { client, name, url, log: open_log(), range_rows: 100, more: Vec::new() }
+    }
+
+    /// The same, out of the stream of the whole deployment.
+    async fn of_deployment(test: &str) -> Self {
+        Self { more: vec!["no_such_database.*".into()], ..Self::create(test).await }
     }
 
     fn database(&self) -> Database {
@@ -97,7 +107,7 @@ impl Source {
             name: self.name.clone(),
             kind: SourceKind::Mongodb,
             url: Secret::new(self.url.clone()),
-            include: vec![format!("{}.*", self.name)],
+            include: [vec![format!("{}.*", self.name)], self.more.clone()].concat(),
             exclude: vec!["*.left_out".into()],
             default_schema: self.name.clone(),
             wal_budget: 0,
@@ -155,6 +165,12 @@ impl Source {
         let reply = self.client.database("admin").run_command(doc! { "ping": 1 }).await.unwrap();
         let time = reply.get_timestamp("operationTime").unwrap();
         (u64::from(time.time) << 32) | u64::from(time.increment)
+    }
+
+    /// Moves the server's time on: a stream that begins now does not begin with the last write.
+    async fn pass(&self) {
+        let note = doc! { "appendOplogNote": 1, "data": { "test": "passes" } };
+        self.client.database("admin").run_command(note).await.unwrap();
     }
 
     /// A collection as it was at a cluster time.

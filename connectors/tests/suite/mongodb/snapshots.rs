@@ -139,23 +139,3 @@ async fn an_idle_source_has_a_cut_at_every_tick() {
     running.stop().await;
     source.drop().await;
 }
-
-/// `cargo test --workspace --test suite many_documents -- --ignored --nocapture`: how fast a snapshot is.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn many_documents() {
-    let mut source = Source::create("many").await;
-    source.range_rows = lakeward_connectors::mongodb::snapshot::RANGE_ROWS;
-    let total = 500_000;
-    for chunk in (0..total).collect::<Vec<i32>>().chunks(50_000) {
-        let documents = chunk.iter().map(|i| {
-            doc! { "_id": i, "name": format!("customer {i}"), "amount": f64::from(*i) / 7.0, "tags": ["a", "b"], "at": DateTime::now() }
-        });
-        source.collection("a").insert_many(documents).await.unwrap();
-    }
-    let started = std::time::Instant::now();
-    let last = source.catch_up().await;
-    println!("{total} documents in {:.1} s", started.elapsed().as_secs_f64());
-    assert_eq!(last.draft.next_sequence, total as u64);
-    source.drop().await;
-}

@@ -155,7 +155,7 @@ async fn cuts_are_exact() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_lose_and_double_nothing() {
-    let mut source = Source::create("restart").await;
+    let mut source = Source::of_deployment("restart").await;
     source.range_rows = 100;
     let load = Load::start(&source).await;
     let mut reader = source.reader().await;
