@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod consistency;
+mod embedded;
 mod faults;
 mod harness;
 mod log_exactly_once;

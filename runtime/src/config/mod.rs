@@ -82,9 +82,28 @@ pub enum DocumentRule {
 
 #[derive(Debug, Clone)]
 pub enum LogConfig {
-    /// No `[log]` section.
-    Embedded,
+    /// `kind = "embedded"`, and where there is no `[log]` section.
+    Embedded(EmbeddedConfig),
     Kafka(KafkaConfig),
+}
+
+impl LogConfig {
+    /// How records are encoded.
+    pub fn codec(&self) -> Codec {
+        match self {
+            Self::Embedded(embedded) => embedded.codec,
+            Self::Kafka(kafka) => kafka.codec,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct EmbeddedConfig {
+    /// The SQLite file: `log.db` in `state_dir`.
+    pub path: PathBuf,
+    pub codec: Codec,
+    /// Of topics that are new.
+    pub partitions: i32,
 }
 
 #[derive(Debug, Clone)]
