@@ -140,3 +140,19 @@ fn the_log_is_emptied_as_the_lake_takes_it() {
     assert!(begun.elapsed() < Duration::from_secs(60));
     assert_eq!(lake.value(&format!("select count(*) from {}.quiet", users.name)), json!(1));
 }
+
+/// A log that was deleted beside a lake that was not: new records must not pass for those that the lake has.
+#[test]
+fn a_new_log_under_an_old_lake_is_noticed() {
+    let users = Postgres::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 500)");
+    let lake = Pipeline::new().postgres(&users).embedded().build();
+    lake.catch_up();
+    std::fs::remove_file(lake.dir().join("state/log.db")).unwrap();
+    let connectors = lake.start(&["connectors"]);
+    users.execute("INSERT INTO t VALUES (1000)");
+    let mut sink = lake.start(&["sink"]);
+    let status = sink.wait();
+    assert_eq!(status.code(), Some(4), "{}", sink.log());
+    assert!(sink.log().contains("not the one that the lake was filled from"), "{}", sink.log());
+    connectors.stop();
+}

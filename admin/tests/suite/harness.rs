@@ -6,8 +6,7 @@ use std::time::Duration;
 use lakeward_admin::verify::{Report, verify};
 use lakeward_connectors::{ConnectorContext, StatusBoard};
 use lakeward_lake::Lake;
-use lakeward_log::kafka::KafkaLog;
-use lakeward_runtime::config::{Codec, Config, LogConfig};
+use lakeward_runtime::config::Config;
 use lakeward_runtime::{Error, Result};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
@@ -73,12 +72,11 @@ impl Pipeline {
 
     /// Starts connector and sink, in this process.
     pub async fn start(&mut self) {
-        let LogConfig::Kafka(kafka) = &self.config.log else { panic!("kafka is configured") };
-        let log = KafkaLog::open(kafka, &self.config.name).unwrap();
+        let log = lakeward_log::open(&self.config.log, &self.config.name).unwrap();
         let context = ConnectorContext {
             checkpoint_interval: self.config.checkpoint_interval,
             log: log.clone(),
-            codec: Codec::Json,
+            codec: self.config.log.codec(),
             status: Arc::new(StatusBoard::default()),
             until_caught_up: false,
         };

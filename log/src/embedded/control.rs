@@ -120,23 +120,27 @@ pub(super) struct EmbeddedCheckpointReader {
     source: String,
     /// Everything up to this id was fetched.
     after: i64,
+    /// Whether `after` is known to be of this log.
+    known: bool,
     /// Fetched and not handed out yet.
     ready: VecDeque<Checkpoint>,
 }
 
 impl EmbeddedCheckpointReader {
     pub async fn open(store: Arc<Store>, source: &str, after: Option<i64>) -> Result<Self> {
-        let after = match after {
-            Some(after) => after,
+        let (after, known) = match after {
+            Some(after) => (after, after <= 0),
             // All that the log still has.
-            None => dropped_to(&store, source).await?,
+            None => (dropped_to(&store, source).await?, true),
         };
-        Ok(Self { news: store.news(), store, source: source.to_owned(), after, ready: VecDeque::new() })
+        Ok(Self { news: store.news(), store, source: source.to_owned(), after, known, ready: VecDeque::new() })
     }
 
     async fn fetch(&mut self) -> Result<()> {
         let rows = sqlx::query(
-            "SELECT s.dropped_to, c.id, c.value FROM sources s LEFT JOIN checkpoints c ON c.source = s.id AND c.id > ?2
+            "SELECT s.dropped_to, c.id, c.value,
+                    EXISTS (SELECT 1 FROM checkpoints a WHERE a.source = s.id AND a.id = ?2)
+             FROM sources s LEFT JOIN checkpoints c ON c.source = s.id AND c.id > ?2
              WHERE s.name = ?1 ORDER BY c.id LIMIT ?3",
         )
         .bind(&self.source)
@@ -157,6 +161,17 @@ impl EmbeddedCheckpointReader {
                 .with("dropped_to", dropped_to));
             }
             if let Some(id) = id {
+                // The sink's last one is never dropped (see `may_drop`), so one that is not there never was.
+                self.known = self.known || row.get(3);
+                if !self.known {
+                    return Err(Error::human(
+                        "the embedded log is not the one that the lake was filled from: was its file deleted? Lake and log \
+                         begin anew together",
+                    )
+                    .with("source", &self.source)
+                    .with("checkpoint", self.after)
+                    .with("file", self.store.path.display()));
+                }
                 let value: &str = row.get(2);
                 self.ready.push_back(decode(value, "checkpoint", &self.store.path)?);
                 self.after = id;

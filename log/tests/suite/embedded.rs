@@ -189,6 +189,11 @@ async fn an_offset_outside_the_log_is_an_error() {
     let error = log.checkpoints(SOURCE, Some(written[0].id)).await.unwrap().next().await.unwrap_err();
     assert_eq!(error.action(), Action::Human);
     assert!(error.to_string().contains("dropped before they were read"), "{error}");
+    // A checkpoint that was never there: of a log that was deleted.
+    let other = written[4].id - 1;
+    let error = log.checkpoints(SOURCE, Some(other)).await.unwrap().try_next().await.unwrap_err();
+    assert_eq!(error.action(), Action::Human);
+    assert!(error.to_string().contains("not the one"), "{error}");
     let mut all = log.checkpoints(SOURCE, None).await.unwrap();
     assert_eq!(all.next().await.unwrap(), written[2]);
     let mut missing = log.records(SOURCE).await.unwrap();
