@@ -76,7 +76,7 @@ mod contract {
     }
 
     rules!(kafka, (open(), ()));
-    rules!(embedded, embedded::open());
+    rules!(embedded, crate::embedded::open());
 }
 
 /// Situations that only Kafka has: other transactions in the log, a log cut off, brokers that refuse.

@@ -124,9 +124,7 @@ async fn shrink(store: &Store) -> Result<()> {
             break;
         }
         let some = (free - slack).min(PAGES_AT_ONCE);
-        guard.execute(format!("PRAGMA incremental_vacuum({some})").as_str())
-            .await
-            .doing(&store.path, DROPPING)?;
+        guard.execute(format!("PRAGMA incremental_vacuum({some})").as_str()).await.doing(&store.path, DROPPING)?;
         shrunk = true;
     }
     if shrunk {

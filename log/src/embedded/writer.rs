@@ -182,7 +182,7 @@ impl State {
                         .with("topic", &topic)
                         .with("partition", record.partition));
                 }
-                let packer = of_topic.entry(record.partition).or_insert_with(|| Packer::new(self.store.compress));
+                let packer = of_topic.entry(record.partition).or_insert_with(|| Packer::new(self.store.compress()));
                 packer.push(&record).map_err(|_| {
                     Error::human("a record is larger than the embedded log takes (1 GB): exclude the table")
                         .with("topic", &topic)

@@ -125,6 +125,17 @@ pub enum Codec {
     Arrow,
 }
 
+impl std::fmt::Display for Codec {
+    /// As it is written in the configuration.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Json => "json",
+            Self::Avro => "avro",
+            Self::Arrow => "arrow",
+        })
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct CatalogConfig {
     pub kind: CatalogKind,
