@@ -474,7 +474,7 @@ pub async fn large_appends_come_back_whole(log: Arc<dyn Log>, source: &str) {
 pub async fn advice_to_drop_leaves_what_is_above(log: Arc<dyn Log>, source: &str) {
     let topic = format!("{source}.public.a");
     let (mut writer, _) = log.writer(source).await.unwrap();
-    writer.ensure_topic(&topic).await.unwrap();
+    let partitions = writer.ensure_topic(&topic).await.unwrap();
     writer.append(&[schema(source, 1)], vec![], draft(0)).await.unwrap();
     let mut written = Vec::new();
     for round in 0..6 {
@@ -501,10 +501,10 @@ pub async fn advice_to_drop_leaves_what_is_above(log: Arc<dyn Log>, source: &str
         assert_eq!(next(&mut checkpoints).await, *expected);
     }
     let mut reader = log.records(source).await.unwrap();
-    let mut ends = Ends::new();
-    for (partition, from) in &below[&topic] {
-        reader.assign(&topic, *partition, *from).await.unwrap();
-        ends.entry(topic.clone()).or_default().insert(*partition, 0);
+    let mut ends = Ends::from([(topic.clone(), BTreeMap::new())]);
+    for partition in 0..partitions {
+        let from = below[&topic].get(&partition).copied().unwrap_or(0);
+        reader.assign(&topic, partition, from).await.unwrap();
     }
     for checkpoint in &written {
         ends.get_mut(&topic).unwrap().extend(checkpoint.ends[&topic].clone());

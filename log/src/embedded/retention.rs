@@ -114,20 +114,21 @@ async fn drop_checkpoints(store: &Store, source: &str, checkpoint: i64) -> Resul
 
 /// Gives the file's free pages back to the disk, where they are more than half of it and more than the slack.
 async fn shrink(store: &Store) -> Result<()> {
-    let mut shrunk = false;
+    let slack = SLACK_BYTES / u64::from(PAGE_BYTES);
+    let mut before = u64::MAX;
     loop {
         let mut guard = store.writing().await?;
         let (free, pages) =
             (pragma(&mut guard, store, "freelist_count").await?, pragma(&mut guard, store, "page_count").await?);
-        let slack = SLACK_BYTES / u64::from(PAGE_BYTES);
-        if free <= slack || free * 2 <= pages {
+        // Also where nothing was given back: a file that somebody else has vacuumed may not let go of its pages.
+        if free <= slack || free * 2 <= pages || free >= before {
             break;
         }
+        before = free;
         let some = (free - slack).min(PAGES_AT_ONCE);
         guard.execute(format!("PRAGMA incremental_vacuum({some})").as_str()).await.doing(&store.path, DROPPING)?;
-        shrunk = true;
     }
-    if shrunk {
+    if before != u64::MAX {
         // The file is cut when the WAL has been copied into it.
         let mut guard = store.writing().await?;
         guard.execute("PRAGMA wal_checkpoint(PASSIVE)").await.doing(&store.path, DROPPING)?;
