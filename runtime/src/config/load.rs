@@ -519,7 +519,9 @@ fn check_log(raw: RawLog, state_dir: &Path) -> Result<LogConfig> {
             ("client", !raw.client.is_empty()),
         ];
         if let Some((key, _)) = kafkas.iter().find(|(_, is_set)| *is_set) {
-            return Err(Error::configuration(format!("log.{key} is for kind = \"kafka\"; the embedded log has no such key")));
+            return Err(Error::configuration(format!(
+                "log.{key} is for kind = \"kafka\"; the embedded log has no such key"
+            )));
         }
         return check_embedded(raw.codec.as_deref(), raw.partitions, state_dir);
     }
