@@ -56,7 +56,7 @@ impl Log for EmbeddedLog {
     }
 
     async fn last_checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
-        control::last(&mut self.store.reading().await?, &self.store.path, source).await
+        control::last(&mut *self.store.reading().await?, &self.store.path, source).await
     }
 
     async fn checkpoints(&self, source: &str, after: Option<i64>) -> Result<Box<dyn CheckpointReader>> {
