@@ -3,13 +3,16 @@
 STACK := deploy/local/stack.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up down status bench fmt lint install
+.PHONY: help demo demo-stack test up down status bench fmt lint install
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: install ## two services, their data in one lake, a kill -9, and the proof that nothing was lost; leaves nothing running
-	$(STACK) run deploy/demo/run.sh
+	$(STACK) run --with postgres,mongodb deploy/demo/run.sh embedded
+
+demo-stack: install ## the same story with Kafka as the log, PostgreSQL as the catalog and MinIO as the warehouse
+	$(STACK) run deploy/demo/run.sh stack
 
 # Built before the servers start: a change that does not compile need not wait for them.
 test: install ## unit and end-to-end tests on real servers, which are stopped again unless they ran before

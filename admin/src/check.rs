@@ -11,7 +11,6 @@ use mongodb::bson::doc;
 use serde::Serialize;
 
 use crate::clients;
-use crate::verify::{NO_LOG, open_log};
 
 /// Clocks further apart than this make joins between sources inexact (design of the grid that checkpoints stand on).
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(500);
@@ -119,20 +118,26 @@ pub(crate) fn now() -> i64 {
 
 async fn log(config: &Config) -> Vec<Problem> {
     const PLACE: &str = "log";
-    let LogConfig::Kafka(kafka) = &config.log else {
-        return vec![Problem::new(PLACE, NO_LOG, "[log]\n    kind = \"kafka\"\n    brokers = \"127.0.0.1:9092\"")];
-    };
     let asked = async {
-        let log = open_log(config)?;
-        // Any question that only a broker can answer.
+        let log = lakeward_log::open(&config.log, &config.name)?;
+        // Any question that only a broker, or the file, can answer.
         let source = config.sources.first().map_or("lakeward", |s| &s.name);
         log.bounds(source).await.map(drop)
     };
-    let fix = "see whether a broker listens at [log] brokers, and [log.client] for its security settings";
+    let (fix, silent) = match &config.log {
+        LogConfig::Kafka(kafka) => (
+            "see whether a broker listens at [log] brokers, and [log.client] for its security settings",
+            format!("no broker at {} answers", kafka.brokers),
+        ),
+        LogConfig::Embedded(embedded) => (
+            "see whether state_dir can be written, has space left, and is on a local disk",
+            format!("{} does not answer", embedded.path.display()),
+        ),
+    };
     match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Ok(())) => Vec::new(),
         Ok(Err(error)) => vec![Problem::new(PLACE, error.to_string(), fix)],
-        Err(_) => vec![Problem::new(PLACE, format!("no broker at {} answers", kafka.brokers), fix)],
+        Err(_) => vec![Problem::new(PLACE, silent, fix)],
     }
 }
 

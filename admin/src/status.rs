@@ -16,7 +16,7 @@ use lakeward_runtime::config::{Config, SourceConfig, SourceKind};
 use serde::Serialize;
 
 use crate::check::now;
-use crate::verify::{moment, open_log};
+use crate::verify::moment;
 
 /// What has not answered by then is shown as away.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -90,7 +90,7 @@ pub struct TableStatus {
 /// Looks at the log, the lake and every source.
 pub async fn status(config: &Config) -> Status {
     let mut status = Status { at: now(), ..Status::default() };
-    let log = match open_log(config) {
+    let log = match lakeward_log::open(&config.log, &config.name) {
         Ok(log) => Some(log),
         Err(error) => {
             status.away.push(format!("log: {error}"));

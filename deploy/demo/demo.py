@@ -1,6 +1,8 @@
 """The main job, shown: two services' databases, one join across them, a crash, and the proof that nothing was lost.
 
-users (PostgreSQL: users, orders), inventory (MongoDB: items, reservations) -> Lakeward -> Iceberg on MinIO -> SQL
+users (PostgreSQL: users, orders), inventory (MongoDB: items, reservations) -> Lakeward -> Iceberg -> SQL
+
+`demo.py BINARY embedded`: log, catalog and tables in a directory. `demo.py BINARY stack`: Kafka, PostgreSQL and MinIO.
 
 Exit status 0 only if every step held; nothing is left running, and the databases of the demo are dropped at the end.
 """
@@ -44,8 +46,9 @@ class Failed(Exception):
 
 
 class Demo:
-    def __init__(self, binary):
+    def __init__(self, binary, form):
         self.binary = str(Path(binary).resolve())
+        self.form = form
         self.tag = uuid.uuid4().hex[:8]
         self.pg_url = os.environ["LAKEWARD_TEST_POSTGRES"]
         self.mongo_url = os.environ["LAKEWARD_TEST_MONGODB"]
@@ -67,7 +70,8 @@ class Demo:
     def create_users_service(self):
         with psycopg.connect(self.pg_url, autocommit=True) as admin:
             admin.execute(f"create database {self.pg_name}")
-            admin.execute(f"create database {self.lake_name}")
+            if self.form == "stack":
+                admin.execute(f"create database {self.lake_name}")
         with psycopg.connect(self.database_url(self.pg_name)) as db:
             db.execute("""
                 create table users (id bigint primary key, name text not null, city text, balance numeric(12,2) not null,
@@ -155,7 +159,10 @@ name = "inventory"
 kind = "mongodb"
 url = "mongodb://{mongo.netloc}/{self.mongo_name}?{mongo.query}"
 include = ["{self.mongo_name}.*"]
-
+'''
+        # Without these sections all three are in state_dir.
+        if self.form == "stack":
+            text += f'''
 [log]
 kind = "kafka"
 brokers = "{os.environ["LAKEWARD_TEST_KAFKA"]}"
@@ -222,6 +229,8 @@ secret_access_key = "lakeward-secret"
         say(f"inventory service: MongoDB, {ITEMS:,} items and 1,000 reservations")
         self.create_inventory_service()
         self.configure()
+        log = "Kafka, catalog in PostgreSQL, tables on MinIO" if self.form == "stack" else f"a file, like catalog and tables, in {self.dir}/state"
+        say(f"the log is {log}")
         say("lakeward check")
         print("    " + self.lakeward("check").stdout.strip().replace("\n", "\n    "))
         say("lakeward run, while writers keep changing both services")
@@ -267,7 +276,10 @@ secret_access_key = "lakeward-secret"
 
 
 def main():
-    demo = Demo(sys.argv[1])
+    binary, form = sys.argv[1:]
+    if form not in ("embedded", "stack"):
+        sys.exit(f"{form}: embedded or stack")
+    demo = Demo(binary, form)
     status = 0
     try:
         demo.run()

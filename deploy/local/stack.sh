@@ -18,7 +18,9 @@ usage: deploy/local/stack.sh [--dir DIR] [--free-ports] COMMAND [SERVER...]
   kill SERVER...      SIGKILL, as a crash would
   status [SERVER...]  a line for each; exit status 0 if all of them run
   env                 print `export LAKEWARD_TEST_...=...` lines for the tests
-  run COMMAND...      up, COMMAND with that environment, then stop what was not running before; COMMAND's exit status
+  run [--with SERVER,SERVER] COMMAND...
+                      up (all, or these), COMMAND with that environment, then stop what was not running before; COMMAND's exit
+                      status
   clean               down, then delete the data, logs and chosen ports
   clean --all         the same, and delete the installed servers (~/.cache/lakeward)
 
@@ -220,14 +222,18 @@ print_env() {
 }
 
 IDLE_BEFORE=()
-run() { # COMMAND...
-  local result=0
+run() { # [--with SERVER,SERVER] COMMAND...
+  local result=0 with=()
+  if [ "${1:-}" = --with ]; then
+    IFS=, read -r -a with <<<"${2:?--with needs servers}"
+    shift 2
+  fi
   [ $# -gt 0 ] || die "run: which command?"
-  NAMED=("${SERVERS[@]}")
+  named "${with[@]}"
   idle
   IDLE_BEFORE=("${IDLE[@]}")
   trap 'down_again' EXIT
-  up
+  up "${with[@]}"
   eval "$(print_env)"
   "$@" || result=$?
   return $result

@@ -25,6 +25,11 @@ pub fn signals_topic(source: &str) -> String {
     format!("{source}.__signals")
 }
 
+/// Whether a topic that starts with `<source>.` holds rows.
+pub fn is_data_topic(source: &str, topic: &str) -> bool {
+    topic != checkpoints_topic(source) && topic != schemas_topic(source) && topic != signals_topic(source)
+}
+
 /// `<source>` for the source's default schema, `<source>__<schema>` otherwise.
 pub fn namespace(table: &TableId, default_schema: &str) -> String {
     if table.schema == default_schema { table.source.clone() } else { format!("{}__{}", table.source, table.schema) }

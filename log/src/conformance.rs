@@ -469,3 +469,57 @@ pub async fn large_appends_come_back_whole(log: Arc<dyn Log>, source: &str) {
     }
     assert!(records.iter().any(|r| r.value.as_ref() == Some(&incompressible)));
 }
+
+/// What the sink says may go is gone or not; what lies above it stays, and so do the last checkpoint and every schema.
+pub async fn advice_to_drop_leaves_what_is_above(log: Arc<dyn Log>, source: &str) {
+    let topic = format!("{source}.public.a");
+    let (mut writer, _) = log.writer(source).await.unwrap();
+    let partitions = writer.ensure_topic(&topic).await.unwrap();
+    writer.append(&[schema(source, 1)], vec![], draft(0)).await.unwrap();
+    let mut written = Vec::new();
+    for round in 0..6 {
+        let (zero, one) = (format!("a{round}"), format!("b{round}"));
+        let mut values = vec![(0, zero.as_str()), (0, zero.as_str())];
+        if round % 2 == 0 {
+            values.push((1, one.as_str()));
+        }
+        written.push(append(&mut writer, vec![block(&topic, &values)], round + 1).await);
+    }
+    let kept = written[2].clone();
+    let mut below = kept.ends.clone();
+    // Not the end of an append: what is still needed of one stays.
+    *below.get_mut(&topic).unwrap().get_mut(&0).unwrap() -= 1;
+    log.may_drop(source, &below, kept.id).await.unwrap();
+    log.may_drop(source, &below, kept.id).await.unwrap();
+    log.may_drop(&format!("{source}x"), &below, i64::MAX).await.unwrap();
+
+    let last = written[5].clone();
+    eventually(Some(last.clone()), async || log.last_checkpoint(source).await.unwrap()).await;
+    assert_eq!(log.schemas(source).await.unwrap(), [schema(source, 1)]);
+    let mut checkpoints = log.checkpoints(source, Some(kept.id)).await.unwrap();
+    for expected in &written[3..] {
+        assert_eq!(next(&mut checkpoints).await, *expected);
+    }
+    let mut reader = log.records(source).await.unwrap();
+    let mut ends = Ends::from([(topic.clone(), BTreeMap::new())]);
+    for partition in 0..partitions {
+        let from = below[&topic].get(&partition).copied().unwrap_or(0);
+        reader.assign(&topic, partition, from).await.unwrap();
+    }
+    for checkpoint in &written {
+        ends.get_mut(&topic).unwrap().extend(checkpoint.ends[&topic].clone());
+    }
+    let records = read(&mut reader, &ends).await;
+    assert_eq!(values(&records, &topic, 0), ["a2", "a3", "a3", "a4", "a4", "a5", "a5"]);
+    assert_eq!(values(&records, &topic, 1), ["b4"]);
+
+    // Everything read: the log goes on from there.
+    log.may_drop(source, &ends, i64::MAX).await.unwrap();
+    eventually(Some(last.clone()), async || log.last_checkpoint(source).await.unwrap()).await;
+    let (mut writer, found) = log.writer(source).await.unwrap();
+    assert_eq!(found, Some(last));
+    let after = append(&mut writer, vec![block(&topic, &[(0, "after")])], 9).await;
+    assert!(after.complete);
+    assert_eq!(after.ends[&topic][&1], ends[&topic][&1], "offsets go on");
+    assert_eq!(values(&read(&mut reader, &after.ends).await, &topic, 0), ["after"]);
+}

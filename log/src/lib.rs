@@ -6,6 +6,7 @@
 //! - this file: the contract, and the rules every implementation keeps
 //! - [`conformance`]: the suite that tests each rule, against every implementation
 //! - [`kafka`]: Apache Kafka through librdkafka
+//! - [`embedded`]: one SQLite file, for a single machine
 //!
 //! # The contract
 //! A source's log is a set of topics with partitions, and offsets within each partition.
@@ -20,18 +21,24 @@
 //! - **Outcome unknown.** An `append` that fails has either happened or not; the writer is spent. A new [`Log::writer`] tells which.
 //! - **Reading.** Readers see committed records only, name the offsets they start from, and get each record once and in
 //!   order per partition. An offset below the log's start is an error (the log was cut off), never a reset.
-//! - **Checkpoints** are read in order of id, none left out.
+//! - **Checkpoints** are read in order of id, none left out. Reading on from one that was dropped is an error too.
+//! - **Retention.** A log keeps records for a time (Kafka), or until the one sink that reads it says that it holds them
+//!   ([`Log::may_drop`], embedded). The last checkpoint and every schema stay.
 
+mod blocking;
 pub mod conformance;
+pub mod embedded;
 pub mod kafka;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use lakeward_event::codec::{RecordBlock, RecordRef};
 use lakeward_event::{Checkpoint, CheckpointDraft, Ends, TableSchema};
+use lakeward_runtime::config::LogConfig;
 pub use lakeward_runtime::error::{Error, Result};
 
 /// Records for one topic within an append.
@@ -39,6 +46,18 @@ pub use lakeward_runtime::error::{Error, Result};
 pub struct TopicBlock {
     pub topic: String,
     pub block: RecordBlock,
+}
+
+/// Every so many checkpoints, and the first of a writer, hold all end offsets. A reader that joins late reads at most so many
+/// to know every end, and a source of a thousand partitions adds 15 KiB to one checkpoint a minute.
+pub const COMPLETE_EVERY: u32 = 64;
+
+/// The configured log; `name` is the configuration's name. Nothing is connected to or opened before the first call.
+pub fn open(config: &LogConfig, name: &str) -> Result<Arc<dyn Log>> {
+    match config {
+        LogConfig::Kafka(config) => kafka::KafkaLog::open(config, name),
+        LogConfig::Embedded(config) => Ok(embedded::EmbeddedLog::open(config)),
+    }
 }
 
 /// A log that holds any number of sources. Cheap to clone behind its `Arc`.
@@ -50,7 +69,8 @@ pub trait Log: Send + Sync {
     /// The last committed checkpoint, without disturbing the source's writer.
     async fn last_checkpoint(&self, source: &str) -> Result<Option<Checkpoint>>;
 
-    /// Checkpoints with an id above `after` (None: all that the log still has), in order, waiting for new ones.
+    /// Checkpoints with an id above `after` (None: all that the log still has), in order, waiting for new ones. A log that can
+    /// tell that `after` (above 0) was never one of its checkpoints says so: it is not the log that the reader knows.
     async fn checkpoints(&self, source: &str, after: Option<i64>) -> Result<Box<dyn CheckpointReader>>;
 
     /// A reader of data records with nothing assigned yet.
@@ -65,8 +85,27 @@ pub trait Log: Send + Sync {
     /// Signals written after this call returned, in order. A connector calls it at its start.
     async fn signals(&self, source: &str) -> Result<Box<dyn SignalReader>>;
 
-    /// First and end offset by topic and partition of the source's topics (control topics too).
+    /// First and end offset by topic and partition of the source's topics (on Kafka control topics too).
     async fn bounds(&self, source: &str) -> Result<BTreeMap<String, BTreeMap<i32, (i64, i64)>>>;
+
+    /// Advice of the sink: nobody will read records below these ends, nor checkpoints below the id `checkpoint`, again. A log
+    /// that keeps them anyway is right too; what was advised is never read back.
+    async fn may_drop(&self, _source: &str, _below: &Ends, _checkpoint: i64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The wall clock, microseconds since 1970.
+fn wall_clock() -> Result<i64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = since.map_err(|e| Error::human("the clock is before 1970").source(e))?;
+    i64::try_from(since.as_micros()).map_err(|e| Error::human("the clock is beyond its range").source(e))
+}
+
+/// Makes a checkpoint of a draft. `ends`: of what was touched, or of everything where `complete`.
+fn checkpoint(draft: CheckpointDraft, last_id: i64, ends: Ends, complete: bool) -> Result<Checkpoint> {
+    let wall_clock = wall_clock()?;
+    Ok(Checkpoint { id: wall_clock.max(last_id + 1), draft, wall_clock, ends, complete })
 }
 
 /// The one living writer of a source.

@@ -1,35 +1,56 @@
 //! A writer that is killed at each named point of an append: afterwards the log holds exactly what its last checkpoint says,
-//! each record once. On a real Kafka (`LAKEWARD_TEST_KAFKA`).
+//! each record once. On a real Kafka (`LAKEWARD_TEST_KAFKA`) and on a SQLite file.
 //!
 //! The process that dies is this test binary again, running [`appender`] with `FAILPOINTS` set.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lakeward_log::Log;
 use lakeward_log::conformance::{block, draft, read, reader, values};
+use lakeward_log::embedded::EmbeddedLog;
 use lakeward_log::kafka::KafkaLog;
-use lakeward_runtime::config::{Codec, KafkaConfig};
+use lakeward_runtime::config::{Codec, EmbeddedConfig, KafkaConfig};
 
 /// Names the source to the child; without it [`appender`] does nothing.
 const SOURCE: &str = "LAKEWARD_LOG_CRASH_SOURCE";
+/// The child's SQLite file; without it the log is on Kafka.
+const FILE: &str = "LAKEWARD_LOG_CRASH_FILE";
 /// Appends that a child makes when nothing stops it.
 const APPENDS: u64 = 6;
 
-fn open() -> Arc<dyn Log> {
-    let config = KafkaConfig {
-        brokers: std::env::var("LAKEWARD_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:22092".into()),
-        codec: Codec::Json,
-        partitions: 2,
-        replication: 1,
-        retention: Duration::from_secs(3600),
-        client: BTreeMap::new(),
-    };
-    KafkaLog::open(&config, "crash").unwrap()
+/// Where the log is.
+#[derive(Clone)]
+enum Place {
+    Kafka,
+    /// A SQLite file.
+    Embedded(PathBuf),
+}
+
+impl Place {
+    fn open(&self) -> Arc<dyn Log> {
+        match self {
+            Self::Kafka => {
+                let config = KafkaConfig {
+                    brokers: std::env::var("LAKEWARD_TEST_KAFKA").unwrap_or_else(|_| "127.0.0.1:22092".into()),
+                    codec: Codec::Json,
+                    partitions: 2,
+                    replication: 1,
+                    retention: Duration::from_secs(3600),
+                    client: BTreeMap::new(),
+                };
+                KafkaLog::open(&config, "crash").unwrap()
+            }
+            Self::Embedded(path) => {
+                EmbeddedLog::open(&EmbeddedConfig { path: path.clone(), codec: Codec::Json, partitions: 2 })
+            }
+        }
+    }
 }
 
 /// The child: goes on from the last checkpoint, as a connector does, and says what was acknowledged.
@@ -37,8 +58,9 @@ fn open() -> Arc<dyn Log> {
 async fn appender() {
     let Ok(source) = std::env::var(SOURCE) else { return };
     lakeward_runtime::crash::setup();
+    let place = std::env::var_os(FILE).map_or(Place::Kafka, |file| Place::Embedded(file.into()));
     let topic = format!("{source}.public.a");
-    let (mut writer, last) = open().writer(&source).await.unwrap();
+    let (mut writer, last) = place.open().writer(&source).await.unwrap();
     writer.ensure_topic(&topic).await.unwrap();
     let first = last.map_or(0, |checkpoint| checkpoint.draft.next_sequence);
     for sequence in first..first + APPENDS {
@@ -50,21 +72,24 @@ async fn appender() {
     }
 }
 
-fn run_child(source: &str, failpoint: Option<&str>) -> Output {
+fn run_child(place: &Place, source: &str, failpoint: Option<&str>) -> Output {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "appender", "--nocapture"]).env(SOURCE, source).env_remove("FAILPOINTS");
+    if let Place::Embedded(file) = place {
+        child.env(FILE, file);
+    }
     if let Some(point) = failpoint {
         child.env("FAILPOINTS", format!("{point}=3*off->return"));
     }
     child.output().unwrap()
 }
 
-async fn killed_at(point: &str) {
+async fn killed_at(place: Place, point: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let source = format!("log_crash_{:x}_{:x}", std::process::id(), now);
     let topic = format!("{source}.public.a");
     for round in 0..3 {
-        let output = run_child(&source, (round < 2).then_some(point));
+        let output = run_child(&place, &source, (round < 2).then_some(point));
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if round < 2 {
             assert!(!output.status.success(), "{point} did not kill: {stdout}{stderr}");
@@ -77,7 +102,7 @@ async fn killed_at(point: &str) {
         let last: u64 = stdout.lines().filter_map(|l| l.split("acknowledged ").nth(1)?.parse().ok()).max().unwrap();
 
         // Settles what the child left, as its successor would.
-        let (_writer, checkpoint) = open().writer(&source).await.unwrap();
+        let (_writer, checkpoint) = place.open().writer(&source).await.unwrap();
         let checkpoint = checkpoint.unwrap();
         let published = checkpoint.draft.next_sequence;
         // The append that was interrupted has happened, or has not.
@@ -88,7 +113,7 @@ async fn killed_at(point: &str) {
         } else if round < 2 {
             assert_eq!(published, last + 1, "what was not committed is not there");
         }
-        let log = open();
+        let log = place.open();
         let mut reader = reader(&log, &source, &checkpoint.ends).await;
         let records = read(&mut reader, &checkpoint.ends).await;
         let expected: Vec<String> = (0..published).map(|n| n.to_string()).collect();
@@ -100,10 +125,21 @@ async fn killed_at(point: &str) {
 
 macro_rules! points {
     ($($name:ident: $point:literal),* $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            killed_at($point).await;
-        })*
+        mod kafka {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                killed_at(Place::Kafka, $point).await;
+            })*
+        }
+        mod embedded {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let dir = tempfile::tempdir().unwrap();
+                killed_at(Place::Embedded(dir.path().join("log.db")), $point).await;
+            })*
+        }
     };
 }
 

@@ -1,6 +1,9 @@
-//! The contract of the log on a real Kafka (`LAKEWARD_TEST_KAFKA`), and what only Kafka can do wrong.
+//! The contract of the log, on a real Kafka (`LAKEWARD_TEST_KAFKA`) and on a SQLite file, and what only one of them can do wrong.
 
 #![allow(clippy::unwrap_used)]
+
+#[path = "suite/embedded.rs"]
+mod embedded;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,30 +39,45 @@ fn fresh(test: &str) -> String {
 }
 
 macro_rules! conform {
-    ($($rule:ident),* $(,)?) => {
-        mod contract {
+    ($implementation:ident, $open:expr; $($rule:ident),* $(,)?) => {
+        mod $implementation {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $rule() {
-                conformance::$rule(open(), &fresh(stringify!($rule))).await;
+                let (log, _keep) = $open;
+                conformance::$rule(log, &fresh(stringify!($rule))).await;
             })*
         }
     };
 }
 
-conform!(
-    a_new_source_is_empty,
-    records_come_back_in_order,
-    a_reader_continues_where_it_was,
-    a_failed_append_leaves_nothing,
-    a_new_writer_fences_the_old,
-    a_takeover_reads_the_last_checkpoint,
-    complete_checkpoints_hold_all_ends,
-    checkpoints_are_read_in_order,
-    schemas_are_kept_by_version,
-    signals_reach_who_listens,
-    large_appends_come_back_whole,
-);
+/// Every rule, on every implementation.
+mod contract {
+    use super::*;
+
+    macro_rules! rules {
+        ($implementation:ident, $open:expr) => {
+            conform!(
+                $implementation, $open;
+                a_new_source_is_empty,
+                records_come_back_in_order,
+                a_reader_continues_where_it_was,
+                a_failed_append_leaves_nothing,
+                a_new_writer_fences_the_old,
+                a_takeover_reads_the_last_checkpoint,
+                complete_checkpoints_hold_all_ends,
+                checkpoints_are_read_in_order,
+                schemas_are_kept_by_version,
+                signals_reach_who_listens,
+                large_appends_come_back_whole,
+                advice_to_drop_leaves_what_is_above,
+            );
+        };
+    }
+
+    rules!(kafka, (open(), ()));
+    rules!(embedded, crate::embedded::open());
+}
 
 /// Situations that only Kafka has: other transactions in the log, a log cut off, brokers that refuse.
 mod kafka {

@@ -4,6 +4,7 @@
 //! - [`error`]: errors by what the caller does next
 //! - [`config`]: `lakeward.toml` and the environment to a checked [`config::Config`]
 //! - [`crash`]: named points where tests kill the process
+//! - [`lock`]: one process per role and state directory
 //! - [`retry`]: trying again, with waits that grow
 //! - [`shutdown`]: signals to a token
 //! - [`telemetry`]: logs and metrics
@@ -13,6 +14,7 @@ pub mod config;
 pub mod crash;
 pub mod error;
 pub mod health;
+pub mod lock;
 pub mod retry;
 pub mod shutdown;
 pub mod telemetry;

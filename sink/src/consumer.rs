@@ -490,6 +490,7 @@ impl Worker {
                 let lag = (dead_letter::now() - checkpoint.draft.watermark) as f64 / 1e6;
                 if checkpoints::append(&self.sink.rows, &self.source.name, checkpoint, &tables).await? {
                     self.state.advance(checkpoint.id, &tables);
+                    self.release(checkpoint).await;
                     tracing::info!(
                         source = %self.source.name, checkpoint = checkpoint.id, position = %checkpoint.draft.position,
                         tables = tables.tables.len(), lag_seconds = lag, "cut"
@@ -508,6 +509,17 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Tells the log what is in the lake: it is not read again. Only advice: where it fails, the log keeps more for a while.
+    async fn release(&mut self, checkpoint: &Checkpoint) {
+        let held = |(topic, table): (&String, &SinkTable)| {
+            Some((topic.clone(), table.committed().offsets.get(topic)?.clone()))
+        };
+        let below: Ends = self.tables.iter().filter_map(held).collect();
+        if let Err(error) = self.sink.log.may_drop(&self.source.name, &below, checkpoint.id).await {
+            tracing::warn!(error = %error, source = %self.source.name, "the log cannot drop what the lake holds");
+        }
     }
 
     /// Where all tables of the source are. None: a table that another sink writes is not there yet.

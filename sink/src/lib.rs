@@ -28,14 +28,13 @@ mod table;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 
 use lakeward_lake::Lake;
 use lakeward_lake::system::{CheckpointTable, DeadLetterTable};
 use lakeward_log::Log;
-use lakeward_runtime::config::{Codec, Config, LogConfig, OnBadRecord, SourceConfig, SourceKind};
+use lakeward_runtime::config::{Config, OnBadRecord, SourceConfig, SourceKind};
+use lakeward_runtime::lock::RoleLock;
 use lakeward_runtime::retry::Backoff;
 use lakeward_runtime::{Action, Error, Result};
 use tokio::sync::watch;
@@ -70,17 +69,14 @@ pub async fn run(
     options: Options,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let _lock = lock(&config.state_dir)?;
+    // Two would write the same index files.
+    let _lock = RoleLock::take(&config.state_dir, "sink")?;
     let tables = match &options.tables {
         None => None,
         Some(glob) => {
             let glob = globset::Glob::new(glob).map_err(|e| Error::configuration(format!("--table: {e}")))?;
             Some(glob.compile_matcher())
         }
-    };
-    let codec = match &config.log {
-        LogConfig::Kafka(kafka) => kafka.codec,
-        LogConfig::Embedded => Codec::Arrow,
     };
     let shared = Arc::new(Shared {
         dead_letters: DeadLetterTable::open(&lake).await?,
@@ -89,6 +85,7 @@ pub async fn run(
         lake: lake.clone(),
     });
     let rows = CheckpointTable::open(&lake).await?;
+    let codec = config.log.codec();
     let sink = Arc::new(Sink { config: config.clone(), shared, log, codec, rows, tables, until: options.until });
     let mut workers = JoinSet::new();
     let stop = shutdown.child_token();
@@ -130,21 +127,5 @@ async fn work(sink: Arc<Sink>, source: SourceConfig, shutdown: CancellationToken
                 backoff.wait(&what, error.with("source", &source.name), &shutdown).await?;
             }
         }
-    }
-}
-
-/// One sink per state directory: two would write the same index files.
-fn lock(state_dir: &Path) -> Result<File> {
-    let failed = |doing, path: &Path, error| Error::file(Action::Configuration, doing, path, error);
-    std::fs::create_dir_all(state_dir).map_err(|e| failed("creating state_dir", state_dir, e))?;
-    let path = state_dir.join("sink.lock");
-    let file = File::create(&path).map_err(|e| failed("opening the sink's lock file", &path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::configuration(
-            "another sink runs with this state_dir; stop it, or give this one a state_dir of its own",
-        )
-        .with("path", path.display())),
-        Err(std::fs::TryLockError::Error(error)) => Err(failed("locking the sink's lock file", &path, error)),
     }
 }

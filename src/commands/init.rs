@@ -26,13 +26,25 @@ pub fn run(path: &Path) -> Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use lakeward_runtime::config::Config;
+    use lakeward_runtime::config::{Config, LogConfig};
 
+    /// As it is written, and with everything in it that is only shown.
     #[test]
     fn the_template_is_a_valid_configuration() {
         let env = ["USERS_PASSWORD", "CATALOG_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
             .map(|name| (name.to_owned(), "x".to_owned()));
-        let config = Config::parse(super::TEMPLATE, env).unwrap();
+        let config = Config::parse(super::TEMPLATE, env.clone()).unwrap();
         assert_eq!(config.sources.len(), 2);
+        assert!(matches!(config.log, LogConfig::Embedded(_)) && config.warehouse.url.starts_with("file://"));
+
+        let shown = |line: &str| {
+            line.strip_prefix("# ").filter(|l| l.starts_with(['[', '"']) || l.contains(" = ")).map(str::to_owned)
+        };
+        let whole: Vec<String> =
+            super::TEMPLATE.lines().map(|line| shown(line).unwrap_or_else(|| line.to_owned())).collect();
+        let config = Config::parse(&whole.join("\n"), env).unwrap();
+        let LogConfig::Kafka(kafka) = &config.log else { panic!("kafka is shown") };
+        assert_eq!((kafka.partitions, kafka.client.len()), (4, 1));
+        assert!(config.warehouse.url.starts_with("s3://"));
     }
 }

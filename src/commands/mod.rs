@@ -8,11 +8,8 @@ pub mod status;
 pub mod verify;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use lakeward_log::Log;
-use lakeward_log::kafka::KafkaLog;
-use lakeward_runtime::config::{Codec, Config, LogConfig};
+use lakeward_runtime::config::Config;
 use lakeward_runtime::{Action, Error, Result, telemetry};
 
 use crate::{Cli, Command};
@@ -59,14 +56,4 @@ pub enum ReportFormat {
 /// Exit code 1: the answer is no.
 fn answer(yes: bool) -> ExitCode {
     ExitCode::from(if yes { 0 } else { 1 })
-}
-
-/// The configured log and how its records are encoded.
-fn open_log(config: &Config) -> Result<(Arc<dyn Log>, Codec)> {
-    match &config.log {
-        LogConfig::Kafka(kafka) => Ok((KafkaLog::open(kafka, &config.name)?, kafka.codec)),
-        LogConfig::Embedded => Err(Error::configuration(
-            "there is no [log] section, and the embedded log does not exist yet: add [log] with kind = \"kafka\" and brokers",
-        )),
-    }
 }

@@ -7,13 +7,12 @@ use lakeward_event::Checkpoint;
 use lakeward_lake::Lake;
 use lakeward_runtime::config::{Config, SourceConfig};
 use lakeward_runtime::health::{self, Readiness};
+use lakeward_runtime::lock::RoleLock;
 use lakeward_runtime::{Error, Result, shutdown, telemetry};
 use lakeward_sink::{Options, Targets};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-use super::open_log;
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Role {
@@ -53,7 +52,7 @@ pub async fn run(config: Config, args: &Args) -> Result<()> {
         ));
     }
     let sources = sources(&config, args)?;
-    let (log, codec) = open_log(&config)?;
+    let log = lakeward_log::open(&config.log, &config.name)?;
     let shutdown = shutdown::on_signals()?;
     let handle = telemetry::metrics()?;
     let readiness = Readiness::default();
@@ -70,20 +69,25 @@ pub async fn run(config: Config, args: &Args) -> Result<()> {
     // The sink learns from here which checkpoints it must reach.
     let (targets, until) = watch::channel(Targets::new());
     if has(Role::Connectors) {
+        // Two connectors of a source would take its slot from each other, and end each other's writer of the log. All locks
+        // before any connector: a second process must not have begun anything.
+        let lock = |source: &SourceConfig| RoleLock::take(&config.state_dir, &format!("connector of {}", source.name));
+        let locks = sources.iter().map(lock).collect::<Result<Vec<_>>>()?;
         let context = ConnectorContext {
             checkpoint_interval: config.checkpoint_interval,
             log: log.clone(),
-            codec,
+            codec: config.log.codec(),
             status: Arc::new(StatusBoard::default()),
             until_caught_up: args.until_caught_up,
         };
-        for source in sources {
+        for (source, lock) in sources.into_iter().zip(locks) {
             let (context, shutdown) = (context.clone(), shutdown.clone());
             let part = readiness.register(format!("connector {}", source.name));
             tasks.spawn(async move {
                 part.ready();
                 let name = source.name.clone();
                 let last = lakeward_connectors::run(source, context, shutdown).await?;
+                drop(lock);
                 Ok(last.map(|checkpoint| (name, checkpoint)))
             });
         }

@@ -11,15 +11,15 @@ use crate::harness::{
 };
 
 /// Two services under load and a pipeline for them.
-struct Scene {
+pub struct Scene {
     writers: [Writer; 2],
-    lake: Lakeward,
+    pub lake: Lakeward,
     users: Postgres,
     shop: Mongo,
 }
 
 impl Scene {
-    fn new(pipeline: Pipeline) -> Self {
+    pub fn new(pipeline: Pipeline) -> Self {
         let (users, shop) = (Postgres::new(&postgres_tables()), Mongo::new());
         let collections = mongo_tables(&shop);
         let lake = pipeline.postgres(&users).mongo(&shop).build();
@@ -28,12 +28,12 @@ impl Scene {
     }
 
     /// Some changes go by in both services.
-    fn more(&self, changes: u64) {
+    pub fn more(&self, changes: u64) {
         self.writers.iter().for_each(|w| w.more(changes));
     }
 
     /// No row of any table differs, while the writers go on and when they have ended. Then the processes end in order.
-    fn proved<const N: usize>(self, processes: [Process; N]) {
+    pub fn proved<const N: usize>(self, processes: [Process; N]) {
         self.more(50);
         let names: Vec<String> = ["accounts", "events", "savings", "quiet"]
             .map(|table| format!("{}.{table}", self.users.name))

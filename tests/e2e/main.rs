@@ -7,6 +7,7 @@
 mod bad_input;
 mod consistency;
 mod disk_full;
+mod embedded;
 mod faults;
 mod harness;
 mod log_exactly_once;

@@ -29,8 +29,7 @@ use lakeward_event::{TableId, names};
 use lakeward_lake::Lake;
 use lakeward_lake::system::CheckpointTable;
 use lakeward_log::Log;
-use lakeward_log::kafka::KafkaLog;
-use lakeward_runtime::config::{Config, LogConfig, SourceKind, TableConfig};
+use lakeward_runtime::config::{Config, SourceKind, TableConfig};
 use lakeward_runtime::{Error, Result};
 
 pub use report::{Difference, DifferingKey, Report, Skipped, TableReport, Totals};
@@ -53,7 +52,7 @@ struct Verifier {
 /// (configuration), a server away (retry). A difference is no error: it is in the report.
 pub async fn verify(config: &Config, tables: &[String], mut progress: impl FnMut(&str)) -> Result<Report> {
     let mut selection = Selection::new(tables)?;
-    let log = open_log(config)?;
+    let log = lakeward_log::open(&config.log, &config.name)?;
     let lake = Lake::open(&config.catalog, &config.warehouse).await?;
     let checkpoints = CheckpointTable::open(&lake).await?;
     let verifier = Verifier { lake, checkpoints, log, tables: config.tables.clone() };
@@ -78,17 +77,6 @@ pub async fn verify(config: &Config, tables: &[String], mut progress: impl FnMut
     selection.all_used()?;
     Ok(report)
 }
-
-/// The log, as the roles use it.
-pub(crate) fn open_log(config: &Config) -> Result<Arc<dyn Log>> {
-    match &config.log {
-        LogConfig::Kafka(kafka) => KafkaLog::open(kafka, &config.name),
-        LogConfig::Embedded => Err(Error::configuration(NO_LOG)),
-    }
-}
-
-/// What a configuration without `[log]` is told.
-pub(crate) const NO_LOG: &str = "the embedded log does not exist yet: add [log] kind = \"kafka\"";
 
 /// `namespace.table`, as in SQL and in `lakeward.checkpoints`.
 fn sql_name(id: &TableId, default_schema: &str) -> String {

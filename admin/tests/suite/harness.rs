@@ -11,8 +11,7 @@ use lakeward_connectors::{ConnectorContext, StatusBoard};
 use lakeward_event::{Position, TableId, TableSchema};
 use lakeward_lake::Lake;
 use lakeward_log::Log;
-use lakeward_log::kafka::KafkaLog;
-use lakeward_runtime::config::{Codec, Config, LogConfig};
+use lakeward_runtime::config::Config;
 use lakeward_runtime::{Error, Result};
 use mongodb::Database;
 use mongodb::bson::Document;
@@ -77,15 +76,14 @@ impl Roles {
     }
 
     fn log(&self) -> Arc<dyn Log> {
-        let LogConfig::Kafka(kafka) = &self.config.log else { panic!("kafka is configured") };
-        KafkaLog::open(kafka, &self.config.name).unwrap()
+        lakeward_log::open(&self.config.log, &self.config.name).unwrap()
     }
 
     fn start_connector(&mut self) {
         let context = ConnectorContext {
             checkpoint_interval: self.config.checkpoint_interval,
             log: self.log(),
-            codec: Codec::Json,
+            codec: self.config.log.codec(),
             status: Arc::new(StatusBoard::default()),
             until_caught_up: false,
         };

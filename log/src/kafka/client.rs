@@ -13,6 +13,7 @@ use rdkafka::error::KafkaError;
 
 use super::error::{self, Doing};
 use crate::Result;
+pub(super) use crate::blocking::blocking;
 
 /// How long one question to the cluster (metadata, watermarks) may take. A broker that restarts is back within it more often
 /// than not; a caller that gets the error tries again anyway.
@@ -172,18 +173,6 @@ fn properties(config: &KafkaConfig, defaults: &[(&str, &str)], fixed: &[(&str, &
         properties.set(*key, *value);
     }
     properties
-}
-
-/// Runs what blocks on librdkafka away from the runtime's own threads.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(join) => match join.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // Blocking work is cancelled only when the runtime goes down, and then nobody polls this.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }
 
 /// Destroying a client joins its threads and can wait for the broker: not on a thread that serves others.

@@ -34,7 +34,6 @@ use self::client::{Client, Context, blocking};
 use self::control::{KafkaCheckpointReader, KafkaSignalReader, PARTITION};
 use self::reader::KafkaRecordReader;
 use self::topics::{Purpose, Topics};
-pub use self::writer::COMPLETE_EVERY;
 use self::writer::KafkaWriter;
 use crate::{CheckpointReader, Error, Log, RecordReader, Result, Signal, SignalReader, Writer};
 

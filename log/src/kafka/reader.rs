@@ -16,6 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::client::{Client, Consumer, blocking, drop_elsewhere};
 use super::error;
 use super::partition::{Partition, Progress};
+use crate::blocking::AbandonOnDrop;
 use crate::{Error, RecordReader, RecordVisitor, Result};
 
 /// Ends that are asked for are committed: when no partition brings anything for this long, no broker is behind them.
@@ -175,15 +176,6 @@ impl Assigned {
             Some(cause) => error.with("last_broker_error", cause),
             None => error,
         }
-    }
-}
-
-/// Sets its flag when the future that waits is dropped, so that the thread that reads for it stops.
-struct AbandonOnDrop(Arc<AtomicBool>);
-
-impl Drop for AbandonOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lakeward_event::names;
+pub(super) use lakeward_event::names::is_data_topic as is_data;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::RDKafkaErrorCode;
@@ -30,13 +30,6 @@ pub(super) enum Purpose {
     /// Compacted by table and version.
     Schemas,
     Signals,
-}
-
-/// Whether a topic that starts with `<source>.` holds rows.
-pub(super) fn is_data(source: &str, topic: &str) -> bool {
-    topic != names::checkpoints_topic(source)
-        && topic != names::schemas_topic(source)
-        && topic != names::signals_topic(source)
 }
 
 pub(super) struct Topics {

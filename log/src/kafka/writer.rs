@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lakeward_event::codec::HEADER;
@@ -25,11 +25,8 @@ use super::client::{Client, Context, blocking, drop_elsewhere};
 use super::control::{PARTITION, schema_key};
 use super::error;
 use super::topics::{MAX_RECORD_BYTES, Purpose, Topics, is_data};
-use crate::{Error, Result, TopicBlock, Writer};
+use crate::{COMPLETE_EVERY, Error, Result, TopicBlock, Writer};
 
-/// Every so many checkpoints, and the first of a writer, hold all end offsets. A reader that joins late reads at most so many
-/// to know every end, and a source of a thousand partitions adds 15 KiB to one checkpoint a minute.
-pub const COMPLETE_EVERY: u32 = 64;
 /// Fencing an old writer waits for what it was committing.
 const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// For a transaction's records, and again for its commit. Past it the broker has aborted the transaction anyway
@@ -425,20 +422,8 @@ impl State {
         for (topic, partitions) in &touched {
             self.ends.entry(topic.clone()).or_default().extend(partitions);
         }
-        let wall_clock = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_err(|e| Error::human("the clock is before 1970").source(e))?
-            .as_micros();
-        let wall_clock =
-            i64::try_from(wall_clock).map_err(|e| Error::human("the clock is beyond its range").source(e))?;
         let complete = self.until_complete == 0;
-        Ok(Checkpoint {
-            id: wall_clock.max(self.last_id + 1),
-            draft,
-            wall_clock,
-            ends: if complete { self.ends.clone() } else { touched },
-            complete,
-        })
+        crate::checkpoint(draft, self.last_id, if complete { self.ends.clone() } else { touched }, complete)
     }
 
     fn doing<'a>(&'a self, what: &'a str) -> error::Doing<'a> {

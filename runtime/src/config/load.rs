@@ -26,8 +26,13 @@ const WAL_BUDGET: u64 = 10 << 30;
 const SINK_MEMORY: u64 = 1 << 30;
 /// Default of `retention`: a sink may be down over a long weekend.
 const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Default number of partitions of topics that Lakeward creates.
+/// Default number of partitions of topics that Lakeward creates on Kafka.
 const PARTITIONS: i32 = 4;
+/// The same in the embedded log, which one sink reads: more would only make its batches smaller.
+const EMBEDDED_PARTITIONS: i32 = 1;
+/// Default codecs, by what the log is for: others read topics on Kafka too, nobody else reads the embedded log.
+const KAFKA_CODEC: Codec = Codec::Json;
+const EMBEDDED_CODEC: Codec = Codec::Json;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -390,8 +395,8 @@ fn check(raw: RawConfig) -> Result<Config> {
         tables.insert(pattern, TableConfig { document: document.transpose()? });
     }
     let log = match raw.log {
-        None => LogConfig::Embedded,
-        Some(log) => check_log(log)?,
+        None => check_embedded(None, None, &state_dir)?,
+        Some(log) => check_log(log, &state_dir)?,
     };
     let commit_interval = raw.sink.commit_interval.map_or_else(|| COMMIT_INTERVAL.max(checkpoint_interval), |s| s.0);
     let ratio = commit_interval.as_micros() / checkpoint_interval.as_micros();
@@ -491,11 +496,37 @@ fn check_source(config_name: &str, raw: RawSource) -> Result<SourceConfig> {
     })
 }
 
-fn check_log(raw: RawLog) -> Result<LogConfig> {
-    one_of("log.kind", &raw.kind, &[("kafka", ())])?;
+fn check_codec(codec: Option<&str>, default: Codec) -> Result<Codec> {
+    codec.map_or(Ok(default), |text| one_of("log.codec", text, &[("json", Codec::Json)]))
+}
+
+fn check_embedded(codec: Option<&str>, partitions: Option<i32>, state_dir: &Path) -> Result<LogConfig> {
+    let partitions = partitions.unwrap_or(EMBEDDED_PARTITIONS);
+    if !(1..=1_000).contains(&partitions) {
+        return Err(Error::configuration("log: partitions must be between 1 and 1000"));
+    }
+    let codec = check_codec(codec, EMBEDDED_CODEC)?;
+    Ok(LogConfig::Embedded(EmbeddedConfig { path: state_dir.join("log.db"), codec, partitions }))
+}
+
+fn check_log(raw: RawLog, state_dir: &Path) -> Result<LogConfig> {
+    let is_kafka = one_of("log.kind", &raw.kind, &[("embedded", false), ("kafka", true)])?;
+    if !is_kafka {
+        let kafkas = [
+            ("brokers", raw.brokers.is_some()),
+            ("replication", raw.replication.is_some()),
+            ("retention", raw.retention.is_some()),
+            ("client", !raw.client.is_empty()),
+        ];
+        if let Some((key, _)) = kafkas.iter().find(|(_, is_set)| *is_set) {
+            return Err(Error::configuration(format!(
+                "log.{key} is for kind = \"kafka\"; the embedded log has no such key"
+            )));
+        }
+        return check_embedded(raw.codec.as_deref(), raw.partitions, state_dir);
+    }
     let brokers = raw.brokers.ok_or_else(|| Error::configuration("log: the key `brokers` is missing"))?;
-    let codec =
-        raw.codec.as_deref().map_or(Ok(Codec::Json), |text| one_of("log.codec", text, &[("json", Codec::Json)]))?;
+    let codec = check_codec(raw.codec.as_deref(), KAFKA_CODEC)?;
     let partitions = raw.partitions.unwrap_or(PARTITIONS);
     let replication = raw.replication.unwrap_or(1);
     if !(1..=10_000).contains(&partitions) || !(1..=100).contains(&replication) {

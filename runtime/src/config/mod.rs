@@ -82,9 +82,28 @@ pub enum DocumentRule {
 
 #[derive(Debug, Clone)]
 pub enum LogConfig {
-    /// No `[log]` section.
-    Embedded,
+    /// `kind = "embedded"`, and where there is no `[log]` section.
+    Embedded(EmbeddedConfig),
     Kafka(KafkaConfig),
+}
+
+impl LogConfig {
+    /// How records are encoded.
+    pub fn codec(&self) -> Codec {
+        match self {
+            Self::Embedded(embedded) => embedded.codec,
+            Self::Kafka(kafka) => kafka.codec,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct EmbeddedConfig {
+    /// The SQLite file: `log.db` in `state_dir`.
+    pub path: PathBuf,
+    pub codec: Codec,
+    /// Of topics that are new.
+    pub partitions: i32,
 }
 
 #[derive(Debug, Clone)]
@@ -104,6 +123,17 @@ pub enum Codec {
     Json,
     Avro,
     Arrow,
+}
+
+impl std::fmt::Display for Codec {
+    /// As it is written in the configuration.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Json => "json",
+            Self::Avro => "avro",
+            Self::Arrow => "arrow",
+        })
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -27,7 +27,8 @@ fn a_source_is_all_it_takes() {
     let source = &config.sources[0];
     assert_eq!(source.url.expose(), "postgresql://app:s3cret@127.0.0.1:5432/users");
     assert_eq!((source.slot.as_str(), source.default_schema.as_str()), ("lakeward_users", "public"));
-    assert!(matches!(config.log, LogConfig::Embedded));
+    let LogConfig::Embedded(log) = &config.log else { panic!("embedded expected") };
+    assert_eq!((log.path.to_str(), log.partitions), (Some(".lakeward/log.db"), 1));
     assert!(config.warehouse.url.starts_with("file:///") && config.warehouse.url.ends_with(".lakeward/warehouse"));
     assert!(!format!("{config:?}").contains("s3cret"), "a secret was printed");
 }
@@ -71,6 +72,9 @@ fn bad_values_name_their_place() {
         ("[sink]\ncommit_interval = \"3s\"", "power of two"),
         ("[sink]\nmemory = \"much\"", "sink.memory"),
         ("[log]\nkind = \"kafka\"", "`brokers` is missing"),
+        ("[log]\nkind = \"embedded\"\nbrokers = \"a:1\"", "log.brokers is for kind = \"kafka\""),
+        ("[log]\nkind = \"embedded\"\npartitions = 0", "partitions must be"),
+        ("[log]\nkind = \"memory\"", "is not one of \"embedded\", \"kafka\""),
         ("[log]\nkind = \"kafka\"\nbrokers = \"a:1\"\npartitions = \"four\"", "log.partitions"),
         ("[warehouse]\nurl = \"lake\"", "warehouse.url"),
         ("[[source]]\nname = \"Users\"\nkind = \"postgres\"\nurl = \"postgresql://h/d\"", "[a-z][a-z0-9_]*"),

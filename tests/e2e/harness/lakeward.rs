@@ -23,6 +23,7 @@ pub struct Pipeline {
     warehouse: Option<String>,
     /// Where state, SQLite catalog and local warehouse are; None: beside the configuration.
     place: Option<PathBuf>,
+    embedded: bool,
 }
 
 impl Pipeline {
@@ -32,7 +33,15 @@ impl Pipeline {
     }
 
     pub fn on(servers: Servers) -> Self {
-        Self { servers, sources: String::new(), names: Vec::new(), catalog: None, warehouse: None, place: None }
+        Self {
+            servers,
+            sources: String::new(),
+            names: Vec::new(),
+            catalog: None,
+            warehouse: None,
+            place: None,
+            embedded: false,
+        }
     }
 
     pub fn postgres(self, service: &Postgres) -> Self {
@@ -71,6 +80,12 @@ impl Pipeline {
         self.local_warehouse()
     }
 
+    /// Without log, catalog and warehouse: those that need no server.
+    pub fn embedded(mut self) -> Self {
+        self.embedded = true;
+        self
+    }
+
     /// Writes the configuration.
     pub fn build(self) -> Lakeward {
         let dir = TempDir::new().unwrap();
@@ -89,18 +104,25 @@ impl Pipeline {
                 self.servers.s3
             ),
         };
+        let places = if self.embedded {
+            String::new()
+        } else {
+            format!(
+                "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
+                 [catalog]\nurl = \"{catalog}\"\n\n[warehouse]\n{warehouse}\n\n",
+                self.servers.kafka
+            )
+        };
         let lakeward = Lakeward {
             template: format!(
-                "name = \"{name}\"\nstate_dir = \"STATE_DIR\"\ncheckpoint_interval = \"500ms\"\n{}\n\
-                 [log]\nkind = \"kafka\"\nbrokers = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
-                 [catalog]\nurl = \"{catalog}\"\n\n[warehouse]\n{warehouse}\n\n\
+                "name = \"{name}\"\nstate_dir = \"STATE_DIR\"\ncheckpoint_interval = \"500ms\"\n{}\n{places}\
                  [sink]\ncommit_interval = \"1s\"\nmemory = \"256MiB\"\n",
-                self.sources, self.servers.kafka
+                self.sources
             ),
             config: dir.path().join("lakeward.toml"),
             dir,
             servers: self.servers,
-            names: self.names,
+            names: if self.embedded { Vec::new() } else { self.names },
             catalog: self.catalog,
             started: AtomicU32::new(0),
         };
@@ -116,7 +138,7 @@ pub struct Lakeward {
     template: String,
     config: PathBuf,
     servers: Servers,
-    /// Of the sources.
+    /// Of the sources that have topics on Kafka.
     names: Vec<String>,
     catalog: Option<Postgres>,
     started: AtomicU32,
@@ -307,7 +329,9 @@ impl Drop for Lakeward {
                 eprintln!("---- kept: {}", self.dir.path().display());
             }
         }
-        delete_topics(&self.servers.kafka, &self.names);
+        if !self.names.is_empty() {
+            delete_topics(&self.servers.kafka, &self.names);
+        }
     }
 }
 
@@ -338,6 +362,10 @@ impl Process {
     pub fn wait(&mut self) -> ExitStatus {
         let ended = poll(|| self.child.try_wait().unwrap());
         ended.unwrap_or_else(|| panic!("{} goes on and on:\n{}", self.what, tail(&self.log)))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL; it must have run until now.
