@@ -35,7 +35,7 @@ use std::sync::Arc;
 use lakeward_lake::Lake;
 use lakeward_lake::system::{CheckpointTable, DeadLetterTable};
 use lakeward_log::Log;
-use lakeward_runtime::config::{Codec, Config, LogConfig, OnBadRecord, SourceConfig, SourceKind};
+use lakeward_runtime::config::{Config, OnBadRecord, SourceConfig, SourceKind};
 use lakeward_runtime::retry::Backoff;
 use lakeward_runtime::{Action, Error, Result};
 use tokio::sync::watch;
@@ -78,10 +78,6 @@ pub async fn run(
             Some(glob.compile_matcher())
         }
     };
-    let codec = match &config.log {
-        LogConfig::Kafka(kafka) => kafka.codec,
-        LogConfig::Embedded => Codec::Arrow,
-    };
     let shared = Arc::new(Shared {
         dead_letters: DeadLetterTable::open(&lake).await?,
         state_dir: config.state_dir.clone(),
@@ -89,7 +85,7 @@ pub async fn run(
         lake: lake.clone(),
     });
     let rows = CheckpointTable::open(&lake).await?;
-    let sink = Arc::new(Sink { config: config.clone(), shared, log, codec, rows, tables, until: options.until });
+    let sink = Arc::new(Sink { config: config.clone(), shared, log, rows, tables, until: options.until });
     let mut workers = JoinSet::new();
     let stop = shutdown.child_token();
     for source in &config.sources {

@@ -494,8 +494,13 @@ fn check_source(config_name: &str, raw: RawSource) -> Result<SourceConfig> {
 fn check_log(raw: RawLog) -> Result<LogConfig> {
     one_of("log.kind", &raw.kind, &[("kafka", ())])?;
     let brokers = raw.brokers.ok_or_else(|| Error::configuration("log: the key `brokers` is missing"))?;
-    let codec =
-        raw.codec.as_deref().map_or(Ok(Codec::Json), |text| one_of("log.codec", text, &[("json", Codec::Json)]))?;
+    let codec = match raw.codec.as_deref() {
+        None => Codec::Json,
+        Some("avro") => {
+            return Err(Error::configuration("log.codec: \"avro\" is not there yet; take \"json\" or \"arrow\""));
+        }
+        Some(text) => one_of("log.codec", text, &[("json", Codec::Json), ("arrow", Codec::Arrow)])?,
+    };
     let partitions = raw.partitions.unwrap_or(PARTITIONS);
     let replication = raw.replication.unwrap_or(1);
     if !(1..=10_000).contains(&partitions) || !(1..=100).contains(&replication) {

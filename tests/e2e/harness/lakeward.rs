@@ -21,6 +21,7 @@ pub struct Pipeline {
     names: Vec<String>,
     catalog: Option<Postgres>,
     warehouse: Option<String>,
+    codec: &'static str,
 }
 
 impl Pipeline {
@@ -30,7 +31,7 @@ impl Pipeline {
     }
 
     pub fn on(servers: Servers) -> Self {
-        Self { servers, sources: String::new(), names: Vec::new(), catalog: None, warehouse: None }
+        Self { servers, sources: String::new(), names: Vec::new(), catalog: None, warehouse: None, codec: "json" }
     }
 
     pub fn postgres(self, service: &Postgres) -> Self {
@@ -63,6 +64,12 @@ impl Pipeline {
         self
     }
 
+    /// Records in another form than `json`.
+    pub fn codec(mut self, codec: &'static str) -> Self {
+        self.codec = codec;
+        self
+    }
+
     /// Writes the configuration.
     pub fn build(self) -> Lakeward {
         let dir = TempDir::new().unwrap();
@@ -83,10 +90,10 @@ impl Pipeline {
         let lakeward = Lakeward {
             template: format!(
                 "name = \"{name}\"\nstate_dir = \"STATE_DIR\"\ncheckpoint_interval = \"500ms\"\n{}\n\
-                 [log]\nkind = \"kafka\"\nbrokers = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
+                 [log]\nkind = \"kafka\"\nbrokers = \"{}\"\ncodec = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
                  [catalog]\nurl = \"{catalog}\"\n\n[warehouse]\n{warehouse}\n\n\
                  [sink]\ncommit_interval = \"1s\"\nmemory = \"256MiB\"\n",
-                self.sources, self.servers.kafka
+                self.sources, self.servers.kafka, self.codec
             ),
             config: dir.path().join("lakeward.toml"),
             dir,
