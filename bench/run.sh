@@ -4,7 +4,7 @@
 #
 #   LAKEWARD_TEST_* (servers) -> run.py -> ratios on stdout, raw runs in docs/bench/<date>-<entry>/
 #
-#   bench/run.sh [snapshot] [changes] [--rows N] [--changes N] [--runs N]
+#   bench/run.sh [snapshot] [changes] [codecs] [--rows N] [--changes N] [--codec-changes N] [--runs N]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -167,9 +167,8 @@ fn the_documented_example_reads_our_records() {
 
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/log.md")).unwrap();
     let example = page.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-    let script = example
-        .replace("127.0.0.1:9092", &Servers::get().kafka)
-        .replace("users.", &format!("{}.", users.name));
+    let script =
+        example.replace("127.0.0.1:9092", &Servers::get().kafka).replace("users.", &format!("{}.", users.name));
     let output = Command::new(python()).arg("-c").arg(&script).output().expect("Python can be started");
     let failed = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{failed}\n{script}");

@@ -112,9 +112,7 @@ where
             }
             DataType::Struct(fields) => {
                 let children: Vec<_> = fields.iter().map(|f| self.next(f, rows)).collect::<Result<_, _>>()?;
-                Arc::new(
-                    StructArray::try_new_with_length(fields.clone(), children, nulls, rows).map_err(failed)?,
-                )
+                Arc::new(StructArray::try_new_with_length(fields.clone(), children, nulls, rows).map_err(failed)?)
             }
             other => return Err(format!("a column of type {other}")),
         })

@@ -92,7 +92,8 @@ impl Decoder for ArrowDecoder {
 
 /// Version and columns that a header names.
 fn header_parts(header: &[u8]) -> Option<(u32, &str)> {
-    let (version, columns) = std::str::from_utf8(header).ok()?.strip_prefix(NAME)?.strip_prefix(',')?.split_once(',')?;
+    let (version, columns) =
+        std::str::from_utf8(header).ok()?.strip_prefix(NAME)?.strip_prefix(',')?.split_once(',')?;
     Some((version.parse().ok()?, columns))
 }
 

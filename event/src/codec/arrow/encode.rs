@@ -99,13 +99,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Makes as many records of the rows as their size asks for.
-    fn records(
-        &self,
-        partition: i32,
-        pick: Pick<'_>,
-        message: &mut Message,
-        out: &mut RecordBlock,
-    ) -> Result<()> {
+    fn records(&self, partition: i32, pick: Pick<'_>, message: &mut Message, out: &mut RecordBlock) -> Result<()> {
         let bytes = if self.small { 0 } else { self.bytes(&pick) };
         if pick.len() > 1 && (bytes > SPLIT_BYTES || pick.len() > MAX_ROWS) {
             let [front, back] = pick.halves();

@@ -42,11 +42,8 @@ fn header(record: &BlockRecord<'_>) -> String {
 fn inserts(texts: &[&str]) -> ChangeBatch {
     let schema = schema(vec![LogicalType::Long, LogicalType::String], vec![0]);
     let numbers = Int64Array::from_iter_values(0..texts.len() as i64);
-    let after = rows(
-        &schema,
-        vec![Arc::new(numbers), Arc::new(StringArray::from(texts.to_vec()))],
-        vec![true; texts.len()],
-    );
+    let after =
+        rows(&schema, vec![Arc::new(numbers), Arc::new(StringArray::from(texts.to_vec()))], vec![true; texts.len()]);
     let before = StructArray::new_null(schema.arrow_fields(), texts.len());
     let all: Vec<_> = (0..texts.len()).map(|i| row(Op::Create, i as u64 + 1)).collect();
     ChangeBatch::try_new(schema, meta(&all).finish().unwrap(), after, before).unwrap()
