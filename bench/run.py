@@ -279,6 +279,16 @@ class MongoBench(Bench):
         self.client.drop_database(self.source)
 
 
+class Alone:
+    """An entry that needs no server."""
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+
+    def close(self):
+        pass
+
+
 def snapshot(bench):
     """A table to a committed Iceberg table, beside `COPY ... (FORMAT binary)` to nowhere."""
     rows = bench.arguments.rows
@@ -337,7 +347,29 @@ def mongo_snapshot(bench):
     return {"rows": count, "lakeward": ours, "limit": drained, "limit_is": "a raw cursor of pymongo, its batches thrown away"}
 
 
-ENTRIES = {"snapshot": (snapshot, PostgresBench), "changes": (changes, PostgresBench), "mongo-snapshot": (mongo_snapshot, MongoBench)}
+def codecs(bench):
+    """Encoding and decoding by each codec, beside Arrow's own IPC on the same batches and arrow-json on the same text."""
+    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", "codecs", "--", "--changes", bench.arguments.codec_changes]
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed(f"cargo bench ended with {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+ENTRIES = {"snapshot": (snapshot, PostgresBench), "changes": (changes, PostgresBench), "mongo-snapshot": (mongo_snapshot, MongoBench),
+           "codecs": (codecs, Alone)}
+
+# What is divided by what, and the goal: at most so many times the CPU of the stock part.
+CODEC_RATIOS = [("arrow_encode", "ipc_encode", 1.5), ("arrow_decode", "ipc_decode", 1.5),
+                ("json_encode", "arrow_json_encode", 0.5), ("json_decode", "arrow_json_decode", 1.0)]
+
+
+def report_codecs(result):
+    for name, of in result["results"].items():
+        say(f"  {name:<18} {of['us_per_change']:7.3f} us of CPU per change  {of['bytes_per_change']:6.1f} bytes")
+    for ours, stock, goal in CODEC_RATIOS:
+        ratio = result["results"][ours]["us_per_change"] / result["results"][stock]["us_per_change"]
+        say(f"  ratio      {ratio:8.2f} times the CPU of {stock} for {ours} (the goal is {goal})")
 
 
 def purpose(entry):
@@ -345,6 +377,8 @@ def purpose(entry):
 
 
 def report(entry, result):
+    if entry == "codecs":
+        return report_codecs(result)
     rows, ours, limit = result["rows"], result["lakeward"], result["limit"]
     per_second, per_cpu = rows / ours["wall_s"], rows / cpu(ours)
     say(f"  lakeward   {ours['wall_s']:8.2f} s  {per_second:10,.0f} rows/s  {per_cpu:10,.0f} rows per CPU second  peak {ours['peak_mib']:,.0f} MiB")
@@ -383,6 +417,7 @@ def main():
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of lineitem (default: %(default)s)")
     parser.add_argument("--changes", type=int, default=500_000, help="changes of the backlog (default: %(default)s)")
     parser.add_argument("--documents", type=int, default=500_000, help="documents of the collection (default: %(default)s)")
+    parser.add_argument("--codec-changes", type=int, default=1_000_000, help="changes that codecs encode and decode (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=1, help="how often each entry is run (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="prove source = lake after each run, by `lakeward verify`")
     parser.add_argument("--keep-state", action="store_true", help="keep configuration and log of each run under .stack/bench")

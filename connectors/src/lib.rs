@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use lakeward_event::Checkpoint;
 use lakeward_event::codec::Encoder;
+use lakeward_event::codec::arrow::ArrowEncoder;
+use lakeward_event::codec::json::JsonEncoder;
 use lakeward_log::Log;
 use lakeward_runtime::config::{Codec, SourceConfig, SourceKind};
 use lakeward_runtime::{Error, Result};
@@ -111,8 +113,8 @@ pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
 
 /// The encoder of a codec.
 pub fn encoder(codec: Codec) -> Result<Box<dyn Encoder>> {
-    match codec {
-        Codec::Json => Ok(Box::<lakeward_event::codec::json::JsonEncoder>::default()),
-        Codec::Avro | Codec::Arrow => Err(Error::configuration("the only codec yet is \"json\"")),
-    }
+    Ok(match codec {
+        Codec::Json => Box::<JsonEncoder>::default(),
+        Codec::Arrow => Box::new(ArrowEncoder::new().map_err(|e| Error::bug("the encoder cannot start").source(e))?),
+    })
 }

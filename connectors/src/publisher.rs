@@ -173,7 +173,10 @@ fn encode_blocks(
     let mut blocks: Vec<TopicBlock> = Vec::new();
     for (batch, topic, partitions) in jobs {
         let table = batch.table().table.clone();
-        let failed = |e: lakeward_event::Error| Error::bug("encoding").with("table", &table).source(e);
+        let failed = |e: lakeward_event::Error| match e {
+            lakeward_event::Error::Unsupported(_) => Error::human("a change cannot be published").source(e),
+            e => Error::bug("encoding").with("table", &table).source(e),
+        };
         let batch = batch.with_sequence_base(base).map_err(failed)?;
         // One block per topic: the order within a partition is all that counts.
         let index = blocks.iter().position(|b| b.topic == topic).unwrap_or_else(|| {

@@ -5,6 +5,7 @@ Run by python.sh when it has made its environment. The loading of DuckDB's exten
 
 from pathlib import Path
 
+import confluent_kafka
 import duckdb
 import duckdb_extension_avro
 import duckdb_extension_iceberg
@@ -21,5 +22,5 @@ for module, name in ((duckdb_extension_avro, "avro"), (duckdb_extension_iceberg,
     connection.execute(f"LOAD '{folder}/{name}.duckdb_extension'")
 loaded = connection.execute("SELECT extension_name FROM duckdb_extensions() WHERE loaded").fetchall()
 assert {("avro",), ("iceberg",)} <= set(loaded), loaded
-for used in (psycopg.connect, pyarrow.table, pymongo.MongoClient, SqlCatalog, PyArrowFileIO):
+for used in (confluent_kafka.Consumer, psycopg.connect, pyarrow.table, pymongo.MongoClient, SqlCatalog, PyArrowFileIO):
     assert callable(used)

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{Field, Fields};
+use base64::Engine;
 use serde::{Deserialize, Serialize};
 
+use crate::codec;
 use crate::error::{Error, Result};
 use crate::types::LogicalType;
 
@@ -98,6 +100,20 @@ impl TableSchema {
     /// The children of the `after` and `before` structs: one nullable field per column, in order.
     pub fn arrow_fields(&self) -> Fields {
         self.columns.iter().map(|c| Arc::new(Field::new(&c.name, c.ty.arrow(), true))).collect()
+    }
+
+    /// The value of this version's record on `<source>.__schemas`: the schema as a JSON object, and with it, under `arrow`, the
+    /// IPC schema message of its batches in base64, for readers of the `arrow` codec that do not know our types. Ours make it
+    /// from the rest.
+    pub fn to_record(&self) -> Result<Vec<u8>> {
+        #[derive(Serialize)]
+        struct Record<'a> {
+            #[serde(flatten)]
+            schema: &'a TableSchema,
+            arrow: String,
+        }
+        let arrow = base64::engine::general_purpose::STANDARD.encode(codec::arrow::schema_message(self)?);
+        Ok(serde_json::to_vec(&Record { schema: self, arrow })?)
     }
 
     pub fn is_key(&self, column: usize) -> bool {

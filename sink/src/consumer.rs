@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use lakeward_event::codec::json::JsonDecoder;
+use lakeward_event::codec::any::AnyDecoder;
 use lakeward_event::codec::{Decoder, RecordRef};
 use lakeward_event::{Checkpoint, Ends, TableId, TableSchema, names};
 use lakeward_lake::system::{CheckpointTable, DeadLetter};
 use lakeward_log::{CheckpointReader, Log, RecordReader, RecordVisitor};
-use lakeward_runtime::config::{Codec, Config, DocumentRule, SourceConfig};
+use lakeward_runtime::config::{Config, DocumentRule, SourceConfig};
 use lakeward_runtime::{Error, Result};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -30,8 +30,9 @@ use crate::{Until, checkpoints};
 
 /// Checkpoints looked ahead: enough to see how far behind the worker is.
 const LOOK_AHEAD: usize = 4_096;
-/// Records read in one go while checkpoints are many and small.
+/// Records read in one go while checkpoints are many and small: at most, and before it is known how large they are.
 const RECORDS_PER_READ: i64 = 65_536;
+const RECORDS_OF_FIRST_READ: i64 = 256;
 /// Tables that commit at the same time: commits mostly wait for storage.
 const COMMITS_AT_ONCE: usize = 8;
 
@@ -40,7 +41,6 @@ pub struct Sink {
     pub config: Config,
     pub shared: Arc<Shared>,
     pub log: Arc<dyn Log>,
-    pub codec: Codec,
     pub rows: CheckpointTable,
     /// On topic names; None: all tables.
     pub tables: Option<globset::GlobMatcher>,
@@ -98,14 +98,14 @@ struct Visitor {
 }
 
 struct TopicDecoder {
-    decoder: Box<dyn Decoder>,
+    decoder: AnyDecoder,
     places: Places,
     table: String,
 }
 
 impl Visitor {
     /// Starts to decode a topic.
-    fn open(&mut self, topic: &str, table: &str, codec: Codec) -> Result<()> {
+    fn open(&mut self, topic: &str, table: &str) -> Result<()> {
         if self.topics.contains_key(topic) {
             return Ok(());
         }
@@ -124,12 +124,7 @@ impl Visitor {
             }
             schemas.get(&name, version)
         };
-        let decoder: Box<dyn Decoder> = match codec {
-            Codec::Json => Box::new(JsonDecoder::new(Arc::new(find))),
-            Codec::Avro | Codec::Arrow => {
-                return Err(Error::configuration("log.codec: only \"json\" can be read yet"));
-            }
-        };
+        let decoder = AnyDecoder::new(Arc::new(find)).map_err(|e| Error::bug("the decoder cannot start").source(e))?;
         self.topics
             .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
         Ok(())
@@ -187,6 +182,8 @@ pub struct Worker {
     state: RowState,
     /// Bytes of pending changes that make tables commit before the next cut.
     budget: usize,
+    /// Records of the next read: one holds a row or ten thousand, by its codec.
+    records_per_read: i64,
 }
 
 fn micros(duration: Duration) -> i64 {
@@ -226,6 +223,7 @@ impl Worker {
             state,
             // A commit holds the changes, the index of them, the gathered columns and Parquet's buffers.
             budget: usize::try_from(config.sink.memory / sources / 4).unwrap_or(usize::MAX),
+            records_per_read: RECORDS_OF_FIRST_READ,
             sink: sink.clone(),
             source,
         };
@@ -359,22 +357,29 @@ impl Worker {
             let stride = self.cutter.stride(checkpoint.draft.watermark, newest);
             point = self.cutter.is_commit_point(&checkpoint, stride, target == Some(checkpoint.id));
             last = Some(checkpoint);
-            if point || records >= RECORDS_PER_READ {
+            if point || records >= self.records_per_read {
                 break;
             }
         }
         let Some(last) = last else { return Ok(()) };
         self.look_for_new(&converging).await?;
+        let held = self.bytes();
         self.read_to(touched).await?;
+        self.records_per_read = records_per_read(records, self.bytes() - held, self.budget);
         self.last = Some(last.clone());
         if point {
             return self.cut(&last).await;
         }
-        if self.tables.values().map(SinkTable::bytes).sum::<usize>() > self.budget {
+        if self.bytes() > self.budget {
             tracing::debug!(source = %self.source.name, checkpoint = last.id, "committing before the cut, to bound memory");
             self.commit_tables(&last).await?;
         }
         Ok(())
+    }
+
+    /// Bytes that wait for their tables' commits.
+    fn bytes(&self) -> usize {
+        self.tables.values().map(SinkTable::bytes).sum()
     }
 
     /// Reads every table's records up to these ends.
@@ -419,7 +424,7 @@ impl Worker {
             .ok_or_else(|| Error::bug("records are being read already").with("source", &self.source.name))?;
         for topic in ends.keys() {
             if let Some(table) = self.tables.get(topic) {
-                visitor.open(topic, &table.name(), self.sink.codec)?;
+                visitor.open(topic, &table.name())?;
             }
         }
         let back = self.records.read_to(&ends, visitor).await?;
@@ -562,6 +567,13 @@ impl Worker {
     }
 }
 
+/// So many records as will fill half of the budget, if they are like the last ones.
+fn records_per_read(records: i64, bytes: usize, budget: usize) -> i64 {
+    let per_record = bytes / usize::try_from(records).unwrap_or(1).max(1);
+    let fit = budget / 2 / per_record.max(1);
+    i64::try_from(fit).map_or(RECORDS_PER_READ, |fit| fit.clamp(1, RECORDS_PER_READ))
+}
+
 /// Boxed here, where its lifetimes have names: in a closure the compiler cannot prove that the future may change threads.
 fn commit_table<'a>(table: &'a mut SinkTable, checkpoint: &'a Checkpoint, read: &'a Ends) -> BoxFuture<'a, Result<()>> {
     Box::pin(async move {
@@ -593,4 +605,18 @@ fn table_rule(config: &Config, topic: &str) -> Option<DocumentRule> {
             .map(|(_, table)| table)
     };
     exact.or_else(by_glob).and_then(|table| table.document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_is_bounded_by_what_records_hold() {
+        let budget = 256 << 20;
+        assert_eq!(records_per_read(256, 256 * 4_000_000, budget), 33);
+        assert_eq!(records_per_read(65_536, 65_536 * 300, budget), RECORDS_PER_READ);
+        assert_eq!(records_per_read(1, 1 << 30, budget), 1, "a read makes progress");
+        assert_eq!(records_per_read(0, 0, budget), RECORDS_PER_READ);
+    }
 }

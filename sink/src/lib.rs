@@ -85,8 +85,7 @@ pub async fn run(
         lake: lake.clone(),
     });
     let rows = CheckpointTable::open(&lake).await?;
-    let codec = config.log.codec();
-    let sink = Arc::new(Sink { config: config.clone(), shared, log, codec, rows, tables, until: options.until });
+    let sink = Arc::new(Sink { config: config.clone(), shared, log, rows, tables, until: options.until });
     let mut workers = JoinSet::new();
     let stop = shutdown.child_token();
     for source in &config.sources {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod codecs;
 mod consistency;
 mod disk_full;
 mod embedded;

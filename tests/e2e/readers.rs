@@ -1,8 +1,8 @@
 //! The tables as others read them: PyIceberg and DuckDB, with delete files to be obeyed, against `lakeward sql`.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::harness::{Lakeward, Pipeline, Postgres};
+use crate::harness::{Lakeward, Pipeline, Postgres, python};
 
 const TABLE: &str = "
     CREATE TABLE t (id bigint PRIMARY KEY, n int, f float8, price numeric(12,2), exact numeric, t text, b bool, d date,
@@ -19,17 +19,12 @@ const CHANGES: &str = "
 
 /// Runs readers.py; it compares value by value, and says what differs.
 fn compared(lake: &Lakeward, users: &Postgres, readers: &str) {
-    let python = std::env::var("LAKEWARD_TEST_PYTHON").unwrap_or_else(|_| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local/python.sh");
-        let output = Command::new(script).stderr(Stdio::inherit()).output().expect("python.sh can be started");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    });
     let query = format!("select * from {}.t order by id", users.name);
     let answer = lake.call(&["sql", "--format", "arrow", "-c", &query]);
     assert!(answer.status.success(), "{answer:?}");
     let file = lake.dir().join("answer.arrow");
     std::fs::write(&file, answer.stdout).unwrap();
-    let output = Command::new(python)
+    let output = Command::new(python())
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/readers.py"))
         .arg(lake.config())
         .arg(format!("{}.t", users.name))

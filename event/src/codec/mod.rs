@@ -1,14 +1,28 @@
 //! The seam between columns and the log's bytes: `ChangeBatch -> Encoder -> RecordBlock -> log -> RecordRef -> Decoder ->
 //! ChangeBatch`.
+//!
+//! # Layout
+//! - [`json`]: a record per change, Debezium's envelope
+//! - [`arrow`]: a record per batch of one table and partition, Arrow IPC
+//! - [`any`]: the decoder of a topic, whichever of them wrote its records
 
+pub mod any;
+pub mod arrow;
 pub mod json;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::batch::ChangeBatch;
 use crate::error::{Error, Result};
+use crate::schema::{TableKind, TableSchema};
 
-/// The header of every data record of ours. Its form is the codec's business.
+/// The largest record, key and header included, that topics of ours take. PostgreSQL values reach 1 GiB, but a row of more
+/// than this is a mistake more often than a row; the default of Kafka (1 MiB) is exceeded by ordinary documents.
+pub const MAX_RECORD_BYTES: usize = 64 << 20;
+
+/// The header of every data record of ours. Its form is the codec's business, but it always tells which codec that is: `json`
+/// starts with a digit, every other codec with its name and a comma.
 pub const HEADER: &str = "lakeward";
 
 /// Turns batches into records. One encoder serves one source; it keeps no state between batches but buffers.
@@ -29,6 +43,19 @@ pub trait Decoder: Send {
     fn flush(&mut self) -> Result<Vec<ChangeBatch>>;
 }
 
+/// Finds the schema of a version of the decoder's table. None: not known yet; the caller reads `<source>.__schemas` again
+/// and offers the record once more.
+pub type SchemaSource = Arc<dyn Fn(u32) -> Option<Arc<TableSchema>> + Send + Sync>;
+
+/// The schema that a record names, with columns that a decoder can fill.
+fn find_schema(schemas: &SchemaSource, version: u32) -> Result<Arc<TableSchema>, String> {
+    let Some(schema) = schemas(version) else { return Err(format!("schema version {version} is not known")) };
+    if schema.kind == TableKind::Documents && schema.columns != TableSchema::documents(schema.table.clone()).columns {
+        return Err(format!("schema version {version} of a collection has unknown columns"));
+    }
+    Ok(schema)
+}
+
 /// A record as a reader of the log sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordRef<'a> {
@@ -40,6 +67,14 @@ pub struct RecordRef<'a> {
     pub value: Option<&'a [u8]>,
     /// Value of the header [`HEADER`].
     pub header: Option<&'a [u8]>,
+}
+
+impl RecordRef<'_> {
+    /// Says that the record is not what it claims, and where it is.
+    fn malformed(&self, reason: impl Into<String>) -> Error {
+        let what = format!("record of {} partition {} offset {}", self.topic, self.partition, self.offset);
+        Error::malformed(what, reason)
+    }
 }
 
 /// Encoded records of one topic, in one buffer.

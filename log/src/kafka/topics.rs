@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 pub(super) use lakeward_event::names::is_data_topic as is_data;
+use lakeward_event::{codec, names};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::RDKafkaErrorCode;
@@ -14,9 +15,9 @@ use crate::{Error, Result};
 
 /// A created topic is usable when every broker knows its leaders; on a busy cluster that takes seconds.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// The largest record a topic of ours takes. PostgreSQL values reach 1 GiB, but a row of more than this is a mistake more
-/// often than a row; the default of Kafka (1 MiB) is exceeded by ordinary documents.
+/// [`codec::MAX_RECORD_BYTES`] as librdkafka and brokers are told it.
 pub(super) const MAX_RECORD_BYTES: &str = "67108864";
+const _: () = assert!(codec::MAX_RECORD_BYTES == 67_108_864);
 /// A request to a connector that is not running is not meant for the one that starts tomorrow.
 const SIGNAL_RETENTION_MS: &str = "3600000";
 

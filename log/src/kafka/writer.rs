@@ -276,7 +276,7 @@ impl State {
         let untracked = Arc::new(Delivered::default());
         let schemas_topic = names::schemas_topic(&self.source);
         for schema in schemas {
-            let value = serde_json::to_vec(schema).map_err(|e| Error::bug("a schema cannot be written").source(e))?;
+            let value = schema.to_record().map_err(|e| Error::bug("a schema cannot be written").source(e))?;
             let key = schema_key(schema);
             self.send(&schemas_topic, PARTITION, &untracked, Some(&key), Some(&value), None, deadline)?;
         }

@@ -118,10 +118,10 @@ pub struct KafkaConfig {
     pub client: BTreeMap<String, Secret>,
 }
 
+/// How changes become records of the log. Readers need not know: each record tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     Json,
-    Avro,
     Arrow,
 }
 

@@ -89,3 +89,14 @@ fn bad_values_name_their_place() {
     let unset = parse(MINIMAL, &[]).unwrap_err().to_string();
     assert!(unset.contains("USERS_PASSWORD is not set"), "{unset}");
 }
+
+#[test]
+fn a_codec_is_one_that_is_there() {
+    let log = |codec: &str| format!("{MINIMAL}\n[log]\nkind = \"kafka\"\nbrokers = \"a:1\"\ncodec = \"{codec}\"\n");
+    for (name, codec) in [("json", Codec::Json), ("arrow", Codec::Arrow)] {
+        let config = parse(&log(name), &[("USERS_PASSWORD", "x")]).unwrap();
+        assert!(matches!(&config.log, LogConfig::Kafka(kafka) if kafka.codec == codec), "{name}");
+    }
+    assert!(complaint(&log("avro")).contains("log.codec: \"avro\" is not there yet"));
+    assert!(complaint(&log("protobuf")).contains("`protobuf` is not one of \"json\", \"arrow\""));
+}

@@ -7,7 +7,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -43,8 +43,32 @@ impl Record {
     }
 }
 
-/// All committed records of the data topics of a source, in the order of topic, partition and offset.
+/// All committed records of the data topics of a source, in the order of topic, partition and offset. Of the `json` codec.
 pub fn stream_records(brokers: &str, source: &str) -> Vec<Record> {
+    let mut records = Vec::new();
+    each_record(brokers, source, |message, header| {
+        let sequence = header.split(',').nth(1).and_then(|s| s.parse().ok());
+        records.push(Record {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            sequence: sequence.unwrap_or_else(|| panic!("a header with a sequence: {header}")),
+            key: message.key().map(|k| serde_json::from_slice(k).unwrap()).unwrap_or_default(),
+            value: serde_json::from_slice(message.payload().expect("a value")).unwrap(),
+        });
+    });
+    records.sort_by(|a, b| (&a.topic, a.partition, a.offset).cmp(&(&b.topic, b.partition, b.offset)));
+    records
+}
+
+/// Of every committed record of a source, whatever its codec: topic, and header `lakeward`.
+pub fn record_headers(brokers: &str, source: &str) -> Vec<(String, String)> {
+    let mut headers = Vec::new();
+    each_record(brokers, source, |message, header| headers.push((message.topic().to_owned(), header.to_owned())));
+    headers
+}
+
+fn each_record(brokers: &str, source: &str, mut take: impl FnMut(&BorrowedMessage<'_>, &str)) {
     let consumer: BaseConsumer = client(brokers)
         .set("group.id", "nobody")
         .set("isolation.level", "read_committed")
@@ -65,7 +89,7 @@ pub fn stream_records(brokers: &str, source: &str) -> Vec<Record> {
     assert!(partitions.count() > 0, "{source} has topics");
     consumer.assign(&partitions).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    let (mut ended, mut records) = (0, Vec::new());
+    let mut ended = 0;
     while ended < partitions.count() {
         assert!(Instant::now() < deadline, "the end of {ended} of {} partitions is reached", partitions.count());
         match consumer.poll(Duration::from_millis(200)) {
@@ -75,26 +99,24 @@ pub fn stream_records(brokers: &str, source: &str) -> Vec<Record> {
             Some(Ok(message)) => {
                 let header = message.headers().and_then(|h| h.iter().find(|h| h.key == "lakeward")?.value);
                 let header = std::str::from_utf8(header.expect("a record has the header `lakeward`")).unwrap();
-                let sequence = header.split(',').nth(1).and_then(|s| s.parse().ok());
-                records.push(Record {
-                    topic: message.topic().to_owned(),
-                    partition: message.partition(),
-                    offset: message.offset(),
-                    sequence: sequence.unwrap_or_else(|| panic!("a header with a sequence: {header}")),
-                    key: message.key().map(|k| serde_json::from_slice(k).unwrap()).unwrap_or_default(),
-                    value: serde_json::from_slice(message.payload().expect("a value")).unwrap(),
-                });
+                take(&message, header);
             }
         }
     }
-    records.sort_by(|a, b| (&a.topic, a.partition, a.offset).cmp(&(&b.topic, b.partition, b.offset)));
-    records
 }
 
 /// Puts a record of somebody else's into a topic; its offset.
 pub fn produce(brokers: &str, topic: &str, partition: i32, key: &[u8], value: &[u8]) -> i64 {
     let producer: FutureProducer = client(brokers).create().unwrap();
     let record = FutureRecord::to(topic).partition(partition).key(key).payload(value);
+    block_on(producer.send(record, TIMEOUT)).map_err(|(error, _)| error).unwrap().offset
+}
+
+/// The same with our header and no key, as a record of the `arrow` codec has it.
+pub fn produce_with_header(brokers: &str, topic: &str, partition: i32, header: &[u8], value: &[u8]) -> i64 {
+    let producer: FutureProducer = client(brokers).create().unwrap();
+    let headers = OwnedHeaders::new().insert(Header { key: "lakeward", value: Some(header) });
+    let record = FutureRecord::<(), _>::to(topic).partition(partition).headers(headers).payload(value);
     block_on(producer.send(record, TIMEOUT)).map_err(|(error, _)| error).unwrap().offset
 }
 

@@ -24,6 +24,7 @@ pub struct Pipeline {
     /// Where state, SQLite catalog and local warehouse are; None: beside the configuration.
     place: Option<PathBuf>,
     embedded: bool,
+    codec: &'static str,
 }
 
 impl Pipeline {
@@ -41,6 +42,7 @@ impl Pipeline {
             warehouse: None,
             place: None,
             embedded: false,
+            codec: "json",
         }
     }
 
@@ -86,6 +88,12 @@ impl Pipeline {
         self
     }
 
+    /// Records in another form than `json`.
+    pub fn codec(mut self, codec: &'static str) -> Self {
+        self.codec = codec;
+        self
+    }
+
     /// Writes the configuration.
     pub fn build(self) -> Lakeward {
         let dir = TempDir::new().unwrap();
@@ -108,9 +116,9 @@ impl Pipeline {
             String::new()
         } else {
             format!(
-                "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
+                "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ncodec = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
                  [catalog]\nurl = \"{catalog}\"\n\n[warehouse]\n{warehouse}\n\n",
-                self.servers.kafka
+                self.servers.kafka, self.codec
             )
         };
         let lakeward = Lakeward {

@@ -11,6 +11,7 @@ mod postgres;
 mod stack;
 
 use std::future::IntoFuture;
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 pub use disk::Disk;
-pub use kafka::{Record, delete_topics, produce, stream_records};
+pub use kafka::{Record, delete_topics, produce, produce_with_header, record_headers, stream_records};
 pub use lakeward::{Lakeward, Pipeline, Process};
 pub use load::{mongo_load, mongo_tables, postgres_load, postgres_tables};
 pub use mongo::{Documents, Mongo};
@@ -43,6 +44,15 @@ pub fn block_on<F: IntoFuture>(future: F) -> F::Output {
 /// A server's address from the environment.
 fn env(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// The interpreter with the packages of deploy/local/requirements.in.
+pub fn python() -> String {
+    std::env::var("LAKEWARD_TEST_PYTHON").unwrap_or_else(|_| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local/python.sh");
+        let output = Command::new(script).stderr(Stdio::inherit()).output().expect("python.sh can be started");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    })
 }
 
 /// A name that nobody else has: letters only, so that it is a name everywhere.

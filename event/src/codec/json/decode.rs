@@ -7,13 +7,9 @@ use super::encode::implied_sides;
 use super::scan::{Bad, Parsed, Raw, Scanner, append_unescaped};
 use super::{Rest, RowId, text};
 use crate::batch::{ChangeBatch, ChangeMeta, MetaRow, Op};
-use crate::codec::{Decoder, RecordRef};
-use crate::error::{Error, Result};
+use crate::codec::{Decoder, RecordRef, SchemaSource, find_schema};
+use crate::error::Result;
 use crate::schema::{TableKind, TableSchema};
-
-/// Finds the schema of a version of the decoder's table. None: not known yet; the caller reads `<source>.__schemas` again
-/// and offers the record once more.
-pub type SchemaSource = Arc<dyn Fn(u32) -> Option<Arc<TableSchema>> + Send + Sync>;
 
 /// Decoder of the `json` codec, for the records of one topic.
 pub struct JsonDecoder {
@@ -49,19 +45,13 @@ impl Decoder for JsonDecoder {
     fn push(&mut self, record: &RecordRef<'_>) -> Result<()> {
         // Debezium's tombstones, for compacted topics: the delete before it has said everything.
         let Some(value) = record.value else { return Ok(()) };
-        let malformed = |reason: String| {
-            let place = format!("{} partition {} offset {}", record.topic, record.partition, record.offset);
-            Error::malformed(format!("record of {place}"), reason)
-        };
+        let malformed = |reason: String| record.malformed(reason);
         let header = match record.header {
             Some(header) => Header::parse(header, &mut self.scratch.unchanged).map_err(malformed)?,
             None => return Err(malformed("it has no header `lakeward`".into())),
         };
         if self.runs.last().is_none_or(|run| run.schema.version != header.version) {
-            let Some(schema) = (self.schemas)(header.version) else {
-                return Err(malformed(format!("schema version {} is not known", header.version)));
-            };
-            self.runs.push(Run::new(schema).map_err(malformed)?);
+            self.runs.push(Run::new(find_schema(&self.schemas, header.version).map_err(malformed)?));
         }
         let Some(run) = self.runs.last_mut() else { return Ok(()) };
         let rows = run.meta.rows();
@@ -138,24 +128,20 @@ struct Envelope<'a> {
 }
 
 impl Run {
-    fn new(schema: Arc<TableSchema>) -> Result<Self, String> {
-        if schema.kind == TableKind::Documents && schema.columns != TableSchema::documents(schema.table.clone()).columns
-        {
-            return Err(format!("schema version {} of a collection has unknown columns", schema.version));
-        }
+    fn new(schema: Arc<TableSchema>) -> Self {
         let names = schema.columns.iter().map(|column| {
             let mut name = Vec::new();
             text::write_string(&mut name, &column.name);
             name.push(b':');
             name
         });
-        Ok(Self {
+        Self {
             names: names.collect(),
             meta: ChangeMeta::default(),
             after: Rows::new(&schema),
             before: Rows::new(&schema),
             schema,
-        })
+        }
     }
 
     fn finish(mut self) -> Result<ChangeBatch> {

@@ -162,19 +162,38 @@ fn is_unchanged(bitmap: Option<&[u8]>, column: usize) -> bool {
 impl Encoder for JsonEncoder {
     fn encode(&mut self, batch: &ChangeBatch, partitions: i32, out: &mut RecordBlock) -> Result<()> {
         let layout = self.layout(batch.table());
-        if let Some(bad) = batch.ops().iter().find(|letter| Op::from_u8(**letter).is_none()) {
-            return Err(Error::inconsistent(format!("batch of {}", layout.schema.table), format!("op {bad}")));
-        }
-        let rows = Rows {
-            layout: &layout,
-            after: Side::new(batch.after(), &layout.schema),
-            before: Side::new(batch.before(), &layout.schema),
-            batch,
-            misfits: !batch.misfits().is_empty(),
-            now: (self.clock)(),
-        };
+        let rows = Rows::new(&layout, batch, (self.clock)())?;
         for row in 0..batch.num_rows() {
             rows.encode(row, partitions, out)?;
+        }
+        Ok(())
+    }
+}
+
+impl JsonEncoder {
+    /// The partition of each row, as [`encode`](Encoder::encode) chooses it; None: all of them (a truncate). Other codecs ask
+    /// here, so that a row's partition does not depend on the codec.
+    pub(in crate::codec) fn partitions_of(
+        &mut self,
+        batch: &ChangeBatch,
+        partitions: i32,
+        mut each: impl FnMut(usize, Option<i32>),
+    ) -> Result<()> {
+        let layout = self.layout(batch.table());
+        let rows = Rows::new(&layout, batch, 0)?;
+        let mut text = Vec::new();
+        for (row, op) in batch.ops().iter().enumerate() {
+            if *op == Op::Truncate as u8 {
+                each(row, None);
+                continue;
+            }
+            text.clear();
+            if rows.write_key(row, *op, &mut text).is_none() {
+                let after = rows.after.has(row);
+                let (side, unchanged) = if after { (&rows.after, rows.unchanged(row)) } else { (&rows.before, None) };
+                rows.write_side(side, row, unchanged, &mut text);
+            }
+            each(row, Some(partition(&text, partitions)));
         }
         Ok(())
     }
@@ -190,7 +209,21 @@ struct Rows<'a> {
     now: i64,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    fn new(layout: &'a Layout, batch: &'a ChangeBatch, now: i64) -> Result<Self> {
+        if let Some(bad) = batch.ops().iter().find(|letter| Op::from_u8(**letter).is_none()) {
+            return Err(Error::inconsistent(format!("batch of {}", layout.schema.table), format!("op {bad}")));
+        }
+        Ok(Self {
+            layout,
+            after: Side::new(batch.after(), &layout.schema),
+            before: Side::new(batch.before(), &layout.schema),
+            batch,
+            misfits: !batch.misfits().is_empty(),
+            now,
+        })
+    }
+
     fn encode(&self, row: usize, partitions: i32, block: &mut RecordBlock) -> Result<()> {
         let op = self.batch.ops()[row];
         let out = block.buffer();

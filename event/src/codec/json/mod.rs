@@ -51,11 +51,11 @@ pub(crate) mod scan;
 pub(crate) mod text;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::codec) mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use decode::{JsonDecoder, SchemaSource};
+pub use decode::JsonDecoder;
 pub use encode::JsonEncoder;
 
 /// What stands for a value that the source left out; Debezium's default.

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::schema::{Column, TableId, TableKind, TableSchema};
 use crate::types::{LIST_ELEMENT, LogicalType};
 
-fn schema(types: Vec<LogicalType>, key: Vec<usize>) -> Arc<TableSchema> {
+pub(in crate::codec) fn schema(types: Vec<LogicalType>, key: Vec<usize>) -> Arc<TableSchema> {
     let columns = types.into_iter().enumerate().map(|(i, ty)| Column {
         id: i as i32 + 1,
         // Names that need escapes, and one that is the start of another.
@@ -37,7 +37,7 @@ fn schema(types: Vec<LogicalType>, key: Vec<usize>) -> Arc<TableSchema> {
     })
 }
 
-fn record<'a>(record: &BlockRecord<'a>) -> RecordRef<'a> {
+pub(in crate::codec) fn record<'a>(record: &BlockRecord<'a>) -> RecordRef<'a> {
     RecordRef {
         topic: "users.public.orders",
         partition: record.partition,
@@ -69,13 +69,13 @@ fn lines(block: &RecordBlock) -> String {
     block.iter().map(|r| format!("{} {} {}\n{}\n", r.partition, text(r.key), text(r.header), text(r.value))).collect()
 }
 
-fn meta(rows: &[MetaRow<'_>]) -> ChangeMeta {
+pub(in crate::codec) fn meta(rows: &[MetaRow<'_>]) -> ChangeMeta {
     let mut meta = ChangeMeta::default();
     rows.iter().for_each(|row| meta.push(*row));
     meta
 }
 
-fn row(op: Op, sequence: u64) -> MetaRow<'static> {
+pub(in crate::codec) fn row(op: Op, sequence: u64) -> MetaRow<'static> {
     MetaRow {
         op,
         sequence,
@@ -87,7 +87,7 @@ fn row(op: Op, sequence: u64) -> MetaRow<'static> {
     }
 }
 
-fn rows(schema: &TableSchema, columns: Vec<ArrayRef>, valid: Vec<bool>) -> StructArray {
+pub(in crate::codec) fn rows(schema: &TableSchema, columns: Vec<ArrayRef>, valid: Vec<bool>) -> StructArray {
     StructArray::new(schema.arrow_fields(), columns, Some(NullBuffer::from(valid)))
 }
 
@@ -433,7 +433,7 @@ fn any_meta(columns: usize) -> impl Strategy<Value = AnyMeta> {
     )
 }
 
-fn any_batch() -> impl Strategy<Value = ChangeBatch> {
+pub(in crate::codec) fn any_batch() -> impl Strategy<Value = ChangeBatch> {
     let relational = proptest::collection::vec(any_type(), 1..12).prop_flat_map(|types| {
         let key = proptest::sample::subsequence((0..types.len()).collect::<Vec<_>>(), 0..=types.len().min(3));
         (Just(types), key.prop_shuffle()).prop_map(|(types, key)| schema(types, key))
