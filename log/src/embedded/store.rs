@@ -34,7 +34,6 @@ const POLL: Duration = Duration::from_millis(50);
 /// Offsets of a topic-partition are dense: `first_offset` is what is still there, `end_offset` is after the last record. A
 /// block holds its records from `first_offset` to `end_offset`, and never part of two appends.
 const TABLES: &str = "
-    CREATE TABLE file (codec TEXT NOT NULL) STRICT;
     CREATE TABLE sources (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -185,11 +184,6 @@ impl Store {
                 let statements =
                     format!("{TABLES} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}");
                 transaction.execute(statements.as_str()).await.doing(&self.path, doing)?;
-                sqlx::query("INSERT INTO file (codec) VALUES (?)")
-                    .bind(self.codec.to_string())
-                    .execute(&mut *transaction)
-                    .await
-                    .doing(&self.path, doing)?;
                 transaction.commit().await.doing(&self.path, doing)?;
                 found = VERSION;
             }
@@ -199,16 +193,6 @@ impl Store {
                 .with("file", self.path.display())
                 .with("version", found)
                 .with("known", VERSION));
-        }
-        // Its records would all be dead letters.
-        let codec: String =
-            sqlx::query_scalar("SELECT codec FROM file").fetch_one(connection).await.doing(&self.path, doing)?;
-        if codec != self.codec.to_string() {
-            return Err(Error::configuration(format!(
-                "the embedded log was written with the codec {codec}, and [log] codec is {}: a log keeps its codec",
-                self.codec
-            ))
-            .with("file", self.path.display()));
         }
         Ok(())
     }
