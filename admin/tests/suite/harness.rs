@@ -11,7 +11,7 @@ use lakeward_connectors::{ConnectorContext, StatusBoard};
 use lakeward_event::{Position, TableId, TableSchema};
 use lakeward_lake::Lake;
 use lakeward_log::Log;
-use lakeward_runtime::config::Config;
+use lakeward_runtime::config::{Codec, Config};
 use lakeward_runtime::{Error, Result};
 use mongodb::Database;
 use mongodb::bson::Document;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 pub(super) use lakeward_event::names::is_data_topic as is_data;
-use lakeward_event::{codec, names};
+use lakeward_event::codec;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::RDKafkaErrorCode;

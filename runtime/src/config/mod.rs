@@ -130,7 +130,6 @@ impl std::fmt::Display for Codec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Json => "json",
-            Self::Avro => "avro",
             Self::Arrow => "arrow",
         })
     }
