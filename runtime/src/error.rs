@@ -95,17 +95,22 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.inner.message)?;
+        let mut text = self.inner.message.clone();
         for (key, value) in &self.inner.context {
-            write!(f, ", {key}={value}")?;
+            text.push_str(&format!(", {key}={value}"));
         }
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            let cause_text = error.to_string();
+            // Many libraries print their cause and return it as the source too; once is enough.
+            if !text.contains(&cause_text) {
+                text.push_str(": ");
+                text.push_str(&cause_text);
+            }
             // An error of ours has printed its causes already.
             cause = if error.is::<Self>() { None } else { error.source() };
         }
-        Ok(())
+        f.write_str(&text)
     }
 }
 
@@ -152,6 +157,24 @@ mod tests {
         let outer = Error::retry("sink").source(inner);
         assert_eq!(outer.to_string(), "sink: reading, topic=a.b.c: connection reset");
         assert!(outer.is_retryable());
+    }
+
+    #[test]
+    fn a_cause_that_its_error_has_printed_is_not_repeated() {
+        #[derive(Debug)]
+        struct Loud(std::io::Error);
+        impl fmt::Display for Loud {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "request failed: {}", self.0)
+            }
+        }
+        impl std::error::Error for Loud {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let error = Error::retry("reading").source(Loud(io::Error::other("connection reset")));
+        assert_eq!(error.to_string(), "reading: request failed: connection reset");
     }
 
     #[test]

@@ -35,6 +35,8 @@ const RECORDS_PER_READ: i64 = 65_536;
 const RECORDS_OF_FIRST_READ: i64 = 256;
 /// Tables that commit at the same time: commits mostly wait for storage.
 const COMMITS_AT_ONCE: usize = 8;
+/// Checkpoint ids are microseconds.
+const CHECKPOINTS_KEPT_MICROS: i64 = 3_600_000_000;
 
 /// What all workers of a sink share.
 pub struct Sink {
@@ -516,13 +518,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Tells the log what is in the lake: it is not read again. Only advice: where it fails, the log keeps more for a while.
+    /// Tells the log what is in the lake: it is not read again, but for the checkpoints of the last hour, which `verify` may be
+    /// reading. Only advice: where it fails, the log keeps more for a while.
     async fn release(&mut self, checkpoint: &Checkpoint) {
         let held = |(topic, table): (&String, &SinkTable)| {
             Some((topic.clone(), table.committed().offsets.get(topic)?.clone()))
         };
         let below: Ends = self.tables.iter().filter_map(held).collect();
-        if let Err(error) = self.sink.log.may_drop(&self.source.name, &below, checkpoint.id).await {
+        if let Err(error) = self.sink.log.may_drop(&self.source.name, &below, checkpoint.id - CHECKPOINTS_KEPT_MICROS).await {
             tracing::warn!(error = %error, source = %self.source.name, "the log cannot drop what the lake holds");
         }
     }
