@@ -2,7 +2,7 @@
 //! watermarks of the cluster -> topics, writer and readers.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lakeward_runtime::config::KafkaConfig;
 use rdkafka::ClientConfig;
@@ -12,14 +12,14 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError;
 
 use super::error::{self, Doing};
-use crate::Result;
 pub(super) use crate::blocking::blocking;
+use crate::{Error, Result};
 
 /// How long one question to the cluster (metadata, watermarks) may take. A broker that restarts is back within it more often
 /// than not; a caller that gets the error tries again anyway.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often, and how far apart, a partition without a leader is asked again.
-const LEADER_TRIES: u32 = 5;
+/// How long, and how often, a partition is asked for that has no leader: one of a topic just made, or whose broker starts.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 const LEADER_WAIT: Duration = Duration::from_millis(100);
 
 /// What a client's broker connections said last, so that a time-out can name its cause.
@@ -54,6 +54,13 @@ impl ConsumerContext for Context {}
 
 pub(super) type Consumer = BaseConsumer<Context>;
 
+/// A topic of the cluster.
+struct Found {
+    name: String,
+    /// By id, and whether it has a leader; None: the brokers cannot tell now.
+    partitions: Option<Vec<(i32, bool)>>,
+}
+
 /// One cluster as one configuration sees it.
 pub(super) struct Client {
     pub config: KafkaConfig,
@@ -86,46 +93,89 @@ impl Client {
         while self.observer.poll(Duration::ZERO).is_some() {}
     }
 
-    /// Topics whose name starts with `prefix`, each with its partitions, those without a leader left out. Blocks.
-    ///
-    /// Asks for all topics: asking for one by name creates it on brokers that create topics on demand.
+    /// Topics whose name starts with `prefix`, each with its partitions. Blocks.
     pub fn topics(&self, prefix: &str) -> Result<Vec<(String, Vec<i32>)>> {
-        let metadata = self.observer.fetch_metadata(None, REQUEST_TIMEOUT);
-        self.serve();
-        let metadata = metadata.map_err(|e| error::classify(e, self.doing("reading the topics' metadata")))?;
-        Ok(metadata
-            .topics()
-            .iter()
-            .filter(|topic| topic.name().starts_with(prefix) && topic.error().is_none())
-            .map(|topic| {
-                let mut partitions: Vec<i32> =
-                    topic.partitions().iter().filter(|p| p.leader() >= 0).map(|p| p.id()).collect();
-                partitions.sort_unstable();
-                (topic.name().to_owned(), partitions)
-            })
-            .collect())
+        self.topics_where(|name| name.starts_with(prefix))
     }
 
     /// A topic's partitions; None: there is no such topic. Blocks.
     pub fn topic(&self, name: &str) -> Result<Option<Vec<i32>>> {
-        Ok(self.topics(name)?.into_iter().find(|(topic, _)| topic == name).map(|(_, partitions)| partitions))
+        Ok(self.topics_where(|topic| topic == name)?.pop().map(|(_, partitions)| partitions))
+    }
+
+    /// The wanted topics that there are. One without a leader is waited for, and an error in the end: left out it would pass for
+    /// one that does not exist, and its records for ones that were never written.
+    pub fn topics_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Vec<i32>)>> {
+        let begun = Instant::now();
+        loop {
+            let (mut found, mut leaderless) = (Vec::new(), None);
+            for topic in self.found(&wanted)? {
+                match topic.partitions {
+                    Some(partitions) if partitions.iter().all(|(_, led)| *led) => {
+                        found.push((topic.name, partitions.into_iter().map(|(id, _)| id).collect()));
+                    }
+                    _ => leaderless = Some(topic.name),
+                }
+            }
+            let Some(topic) = leaderless else { return Ok(found) };
+            if begun.elapsed() > LEADER_PATIENCE {
+                return Err(Error::retry("a topic's partitions have no leader now: is a broker away?")
+                    .with("brokers", &self.config.brokers)
+                    .with("topic", topic));
+            }
+            std::thread::sleep(LEADER_WAIT);
+        }
+    }
+
+    /// Those of a topic's partitions that have a leader; None: there is no such topic. Blocks.
+    pub fn partitions_with_leader(&self, name: &str) -> Result<Option<Vec<i32>>> {
+        let found = self.found(&|topic: &str| topic == name)?.pop();
+        Ok(found.map(|topic| topic.partitions.into_iter().flatten().filter(|p| p.1).map(|p| p.0).collect()))
+    }
+
+    /// Asks for all topics: asking for one by name creates it on brokers that create topics on demand.
+    fn found(&self, wanted: &impl Fn(&str) -> bool) -> Result<Vec<Found>> {
+        let metadata = self.observer.fetch_metadata(None, REQUEST_TIMEOUT);
+        self.serve();
+        let metadata = metadata.map_err(|e| error::classify(e, self.doing("reading the topics' metadata")))?;
+        let topics = metadata.topics().iter().filter(|topic| wanted(topic.name())).map(|topic| {
+            let partitions = topic.error().is_none().then(|| {
+                let mut partitions: Vec<_> = topic.partitions().iter().map(|p| (p.id(), p.leader() >= 0)).collect();
+                partitions.sort_unstable();
+                partitions
+            });
+            Found { name: topic.name().to_owned(), partitions }
+        });
+        Ok(topics.collect())
     }
 
     /// First offset and committed end (the last stable offset) of a partition. Blocks.
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64)> {
-        let mut tries = 0;
+        let begun = Instant::now();
         loop {
             let answer = self.observer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT);
             self.serve();
-            match answer.map_err(|e| error::classify(e, self.doing("reading the topic's bounds").topic(topic))) {
-                // A topic that has just been made has no leader for a moment.
-                Err(e) if e.is_retryable() && tries < LEADER_TRIES => {
-                    tries += 1;
-                    std::thread::sleep(LEADER_WAIT);
+            let error = match answer {
+                Ok(bounds) => return Ok(bounds),
+                // The client says so too of a topic that it has not heard of yet: the cluster's own list decides.
+                Err(error) if error::is_missing(&error) && self.has(topic, partition)? => {
+                    Error::retry("the client does not know a partition yet that the brokers have")
+                        .with("topic", topic)
+                        .with("partition", partition)
+                        .source(error)
                 }
-                settled => return settled,
+                Err(error) => error::classify(error, self.doing("reading the topic's bounds").topic(topic)),
+            };
+            if !error.is_retryable() || begun.elapsed() > LEADER_PATIENCE {
+                return Err(error);
             }
+            std::thread::sleep(LEADER_WAIT);
         }
+    }
+
+    /// Whether the brokers have the partition. Blocks.
+    pub fn has(&self, topic: &str, partition: i32) -> Result<bool> {
+        Ok(self.topic(topic)?.is_some_and(|partitions| partitions.contains(&partition)))
     }
 
     /// A consumer that is in no group: it assigns itself partitions and offsets, and stores none.

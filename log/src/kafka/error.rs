@@ -49,11 +49,9 @@ pub(super) fn classify_code(code: Code, doing: Doing<'_>) -> Error {
             "a record is larger than the topic takes: raise the topic's max.message.bytes (and message.max.bytes in \
              [log.client] when above 64 MiB), or exclude the table",
         ),
-        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::UnknownTopicId => {
-            Error::human(
-                "a topic or partition that Lakeward needs is missing: was it deleted, or are these other brokers?",
-            )
-        }
+        code if MISSING.contains(&code) => Error::human(
+            "a topic or partition that Lakeward needs is missing: was it deleted, or are these other brokers?",
+        ),
         Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::UnsupportedSASLMechanism => {
             Error::configuration("Kafka refused the connection's credentials: check [log.client]")
         }
@@ -85,6 +83,15 @@ pub(super) fn classify_code(code: Code, doing: Doing<'_>) -> Error {
         _ => Error::retry(format!("{what} failed, {code}")),
     };
     with_context(error, doing)
+}
+
+/// What a client says of topics and partitions that do not exist, as far as it knows.
+pub(super) const MISSING: [Code; 4] =
+    [Code::UnknownTopic, Code::UnknownTopicOrPartition, Code::UnknownPartition, Code::UnknownTopicId];
+
+/// Whether the client believes that a topic or partition does not exist.
+pub(super) fn is_missing(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().is_some_and(|code| MISSING.contains(&code))
 }
 
 /// Whether librdkafka goes on by itself after telling this: connections come back, leaders are found again.

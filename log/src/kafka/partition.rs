@@ -162,6 +162,12 @@ impl Partition {
                 tracing::debug!(topic = self.topic, partition = self.partition, %code, "fetch failed, librdkafka tries again");
                 Ok(())
             }
+            // The client says so of a topic that it lost sight of, too, and may never look again: the cluster's own list decides.
+            code if error::MISSING.contains(&code) && client.has(&self.topic, self.partition)? => {
+                Err(Error::retry("the client lost sight of a partition that the brokers have")
+                    .with("topic", &self.topic)
+                    .with("partition", self.partition))
+            }
             code => Err(error::classify_code(code, doing()).with("partition", self.partition)),
         }
     }

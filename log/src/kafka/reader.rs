@@ -65,9 +65,12 @@ impl Assigned {
     fn start_pending(&mut self) -> Result<()> {
         if self.pending.count() > 0 {
             // librdkafka would wait for a topic that is not there, half a minute long and without a word.
-            let topics: HashSet<String> = self.client.topics("")?.into_iter().map(|(topic, _)| topic).collect();
-            for element in self.pending.elements() {
-                if !topics.contains(element.topic()) {
+            let elements = self.pending.elements();
+            let wanted: HashSet<&str> = elements.iter().map(|element| element.topic()).collect();
+            let there: HashSet<String> =
+                self.client.topics_where(|topic| wanted.contains(topic))?.into_iter().map(|(topic, _)| topic).collect();
+            for element in &elements {
+                if !there.contains(element.topic()) {
                     let doing = self.client.doing("assigning a partition").topic(element.topic());
                     return Err(error::classify_code(RDKafkaErrorCode::UnknownTopicOrPartition, doing));
                 }

@@ -52,7 +52,7 @@ impl Topics {
         loop {
             let found = {
                 let (client, topic) = (self.client.clone(), topic.to_owned());
-                blocking(move || client.topic(&topic)).await?
+                blocking(move || client.partitions_with_leader(&topic)).await?
             };
             match found {
                 Some(partitions) if self.is_whole(&partitions, purpose, created) => {

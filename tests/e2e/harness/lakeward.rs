@@ -319,7 +319,8 @@ impl Lakeward {
                 entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "log")).collect()
             })
             .unwrap_or_default();
-        logs.sort();
+        // Those written to last: a process that ran all the time has an early name.
+        logs.sort_by_cached_key(|log| log.metadata().and_then(|file| file.modified()).ok());
         let first = logs.len().saturating_sub(4);
         for log in &logs[first..] {
             eprintln!("---- {}", log.display());

@@ -231,14 +231,13 @@ impl Stream {
     /// The catalog's tables now: new ones join the publication and get a snapshot, those gone leave it.
     pub(super) async fn found(&mut self, tables: Vec<Table>) -> Result<()> {
         let before: BTreeSet<u32> = self.tables.keys().copied().collect();
-        let (mut fit, mut left_out) = (BTreeMap::new(), Vec::new());
+        let (mut fit, mut left_out, mut lost) = (BTreeMap::new(), Vec::new(), Vec::new());
         for table in tables {
             match publication::unfit(&table) {
                 None => drop(fit.insert(table.oid, table)),
                 Some((what, fix)) => {
                     if before.contains(&table.oid) {
-                        let name = format!("{}.{}", table.schema, table.name);
-                        tracing::warn!(source = self.source.name, fix, "{name} is not captured any more: {what}");
+                        lost.push((format!("{}.{}", table.schema, table.name), what.clone(), fix));
                     }
                     left_out.push(what);
                 }
@@ -250,6 +249,9 @@ impl Stream {
             return Ok(());
         }
         let added = publication::ensure(&self.sql, &self.source.publication, &fit).await?;
+        for (name, what, fix) in lost {
+            tracing::warn!(source = self.source.name, fix, "{name} is not captured any more: {what}");
+        }
         for oid in before.iter().filter(|oid| !fit.contains_key(oid)) {
             self.snapshots.state.tables.remove(oid);
             self.snapshots.state.done.remove(oid);
