@@ -14,10 +14,12 @@ demo: install ## two services, their data in one lake, a kill -9, and the proof 
 demo-stack: install ## the same story with Kafka as the log, PostgreSQL as the catalog and MinIO as the warehouse
 	$(STACK) run deploy/demo/run.sh stack
 
-# Built before the servers start: a change that does not compile need not wait for them.
+# Built before the servers start: a change that does not compile need not wait for them. Most tests wait for servers more than they
+# compute, so there are more of them at once than cores; those that keep the cores busy take turns by themselves.
 test: install ## unit and end-to-end tests on real servers, which are stopped again unless they ran before
 	cargo test --workspace --no-run
-	LAKEWARD_TEST_PYTHON="$$(deploy/local/python.sh)" && export LAKEWARD_TEST_PYTHON && $(STACK) run cargo test --workspace
+	LAKEWARD_TEST_PYTHON="$$(deploy/local/python.sh)" && export LAKEWARD_TEST_PYTHON && \
+	RUST_TEST_THREADS="$${RUST_TEST_THREADS:-$$(( 2 * $$(nproc) ))}" $(STACK) run cargo test --workspace
 
 bench: install ## the figures of bench/, as ratios
 	$(STACK) run bench/run.sh

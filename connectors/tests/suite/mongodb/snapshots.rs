@@ -121,17 +121,18 @@ async fn an_idle_source_has_a_cut_at_every_tick() {
     let mut reader = source.reader().await;
     let first = reader.until(|c| c.draft.cut && c.draft.converging.is_empty()).await;
     let mut last = first.clone();
+    let mut steps = Vec::new();
     for _ in 0..6 {
         let next = reader.until(|c| c.draft.cut).await;
-        // A machine that is busy with other tests may pass over a tick.
-        let step = next.draft.watermark - last.draft.watermark;
-        assert!((1_000_000..=2_000_000).contains(&step), "{step}");
-        let late = next.wall_clock - next.draft.watermark;
-        assert!((0..1_500_000).contains(&late), "{late}");
+        steps.push((next.draft.watermark - last.draft.watermark, next.wall_clock - next.draft.watermark));
         assert_eq!(next.draft.watermark_from, first.draft.watermark_from);
         assert!(position(&next).0 >= position(&last).0 && next.draft.next_sequence == first.draft.next_sequence);
         last = next;
     }
+    // A machine that is busy with other tests passes over ticks now and then, not most of the time.
+    assert!(steps.iter().all(|(step, late)| *step >= 1_000_000 && *late >= 0), "{steps:?}");
+    let in_time = steps.iter().filter(|(step, late)| *step == 1_000_000 && *late < 1_500_000).count();
+    assert!(in_time >= 3, "{steps:?}");
     assert!(position(&last).0 > position(&first).0);
     source.collection("a").insert_one(doc! { "_id": 2 }).await.unwrap();
     let moved = source.settle(&mut reader).await;
