@@ -59,6 +59,10 @@ enum Command {
     Status(commands::status::Args),
     /// Prove that source and lake are equal at one position; prints differing keys
     Verify(commands::verify::Args),
+    /// Topics, partitions, lag, retention against lag, last checkpoint
+    Topics(commands::topics::Args),
+    /// Decoded changes of a table as they come, whatever the codec
+    Tail(commands::tail::Args),
 }
 
 fn main() -> ExitCode {

@@ -118,12 +118,12 @@ pub async fn status(config: &Config) -> Status {
     status
 }
 
-fn reached(checkpoint: i64, position: &str, watermark: i64) -> Reached {
+pub(crate) fn reached(checkpoint: i64, position: &str, watermark: i64) -> Reached {
     Reached { checkpoint, position: position.to_owned(), watermark, age: now().saturating_sub(watermark) }
 }
 
 /// The answer, or why there is none in time.
-async fn in_time<T>(place: &str, look: impl Future<Output = Result<T>>) -> Result<T, String> {
+pub(crate) async fn in_time<T>(place: &str, look: impl Future<Output = Result<T>>) -> Result<T, String> {
     match tokio::time::timeout(PATIENCE, look).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(format!("{place}: {error}")),
@@ -309,7 +309,7 @@ impl Status {
 }
 
 /// An age as people say it.
-fn age(micros: i64) -> String {
+pub(crate) fn age(micros: i64) -> String {
     let seconds = micros.max(0) as f64 / 1e6;
     match seconds {
         s if s < 60.0 => format!("{s:.1} s"),
@@ -319,7 +319,7 @@ fn age(micros: i64) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if value < 1024.0 {

@@ -523,3 +523,47 @@ pub async fn advice_to_drop_leaves_what_is_above(log: Arc<dyn Log>, source: &str
     assert_eq!(after.ends[&topic][&1], ends[&topic][&1], "offsets go on");
     assert_eq!(values(&read(&mut reader, &after.ends).await, &topic, 0), ["after"]);
 }
+
+/// What is not held is told by topic and partition, with the time it was appended at; what is held is not, and nothing of ours
+/// counts that is no record.
+pub async fn what_is_unread_is_told(log: Arc<dyn Log>, source: &str) {
+    assert!(log.unread(source, &Ends::new()).await.unwrap().is_empty());
+    let (a, b) = (format!("{source}.public.a"), format!("{source}.public.b"));
+    let (mut writer, _) = log.writer(source).await.unwrap();
+    let before = crate::wall_clock().unwrap();
+    let first = append(&mut writer, vec![block(&a, &[(0, "1"), (1, "2")]), block(&b, &[(0, "3")])], 1).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let between = crate::wall_clock().unwrap();
+    let second = append(&mut writer, vec![block(&a, &[(1, "4"), (1, "5")])], 2).await;
+    let after = crate::wall_clock().unwrap();
+    // Appends without records move no end.
+    for sequence in 3..6 {
+        append(&mut writer, vec![], sequence).await;
+    }
+    eventually(true, async || {
+        let unread = log.unread(source, &Ends::new()).await.unwrap();
+        unread.get(&a).is_some_and(|topic| topic.partitions[&1].end == second.ends[&a][&1])
+    })
+    .await;
+
+    let unread = log.unread(source, &Ends::new()).await.unwrap();
+    assert_eq!(unread.keys().collect::<Vec<_>>(), [&a, &b], "data topics alone");
+    // Kafka's clock ticks in milliseconds.
+    let early = |at: Option<i64>| at.is_some_and(|at| at >= before - 1000 && at <= between);
+    assert!(
+        early(unread[&a].partitions[&0].oldest) && early(unread[&a].oldest()) && early(unread[&b].oldest()),
+        "{unread:?}"
+    );
+    assert_eq!((unread[&a].partitions[&0].first, unread[&a].partitions[&0].end), (0, first.ends[&a][&0]));
+
+    let mut held = first.ends.clone();
+    let unread = log.unread(source, &held).await.unwrap();
+    assert_eq!((unread[&a].partitions[&0].oldest, unread[&b].oldest()), (None, None), "{unread:?}");
+    let late = unread[&a].oldest();
+    assert!(late.is_some_and(|at| at >= between - 1000 && at <= after), "{unread:?}");
+    assert_eq!(unread[&a].partitions[&1].oldest, late);
+
+    held.get_mut(&a).unwrap().extend(&second.ends[&a]);
+    let unread = log.unread(source, &held).await.unwrap();
+    assert!(unread.values().all(|topic| topic.oldest().is_none()), "{unread:?}");
+}

@@ -7,6 +7,7 @@
 //! - [`conformance`]: the suite that tests each rule, against every implementation
 //! - [`kafka`]: Apache Kafka through librdkafka
 //! - [`embedded`]: one SQLite file, for a single machine
+//! - `unread`: what a reader has yet to read, and how long it has for it
 //!
 //! # The contract
 //! A source's log is a set of topics with partitions, and offsets within each partition.
@@ -29,6 +30,7 @@ mod blocking;
 pub mod conformance;
 pub mod embedded;
 pub mod kafka;
+mod unread;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -40,6 +42,7 @@ use lakeward_event::codec::{RecordBlock, RecordRef};
 use lakeward_event::{Checkpoint, CheckpointDraft, Ends, TableSchema};
 use lakeward_runtime::config::LogConfig;
 pub use lakeward_runtime::error::{Error, Result};
+pub use unread::{PartitionUnread, Retention, TopicUnread};
 
 /// Records for one topic within an append.
 #[derive(Debug)]
@@ -87,6 +90,9 @@ pub trait Log: Send + Sync {
 
     /// First and end offset by topic and partition of the source's topics (on Kafka control topics too).
     async fn bounds(&self, source: &str) -> Result<BTreeMap<String, BTreeMap<i32, (i64, i64)>>>;
+
+    /// What somebody who holds everything below `held` has yet to read of the source's data topics, as of the last checkpoint.
+    async fn unread(&self, source: &str, held: &Ends) -> Result<BTreeMap<String, TopicUnread>>;
 
     /// Advice of the sink: nobody will read records below these ends, nor checkpoints below the id `checkpoint`, again. A log
     /// that keeps them anyway is right too; what was advised is never read back.

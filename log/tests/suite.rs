@@ -71,6 +71,7 @@ mod contract {
                 signals_reach_who_listens,
                 large_appends_come_back_whole,
                 advice_to_drop_leaves_what_is_above,
+                what_is_unread_is_told,
             );
         };
     }

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::commit::{Committed, committed_of, raise};
 use crate::cut::{Cutter, NoRow, RowState, TableAt, row};
 use crate::dead_letter::{self, Places};
+use crate::retention::Held;
 use crate::table::{Pending, Shared, SinkTable, full_name, ident, source_of};
 use crate::{Until, checkpoints};
 
@@ -184,6 +185,8 @@ pub struct Worker {
     state: RowState,
     /// Bytes of pending changes that make tables commit before the next cut.
     budget: usize,
+    /// What the tables hold, for whoever watches the log's retention.
+    held: Held,
     /// Records of the next read: one holds a row or ten thousand, by its codec.
     records_per_read: i64,
 }
@@ -194,7 +197,7 @@ fn micros(duration: Duration) -> i64 {
 
 impl Worker {
     /// Loads what the lake has of the source, and starts reading there.
-    pub async fn open(sink: Arc<Sink>, source: SourceConfig) -> Result<Self> {
+    pub async fn open(sink: Arc<Sink>, source: SourceConfig, held: Held) -> Result<Self> {
         let (state, watermark) = checkpoints::state(&sink.rows, &source.name).await?;
         let schemas =
             Arc::new(Schemas { log: sink.log.clone(), source: source.name.clone(), known: RwLock::default() });
@@ -225,12 +228,14 @@ impl Worker {
             state,
             // A commit holds the changes, the index of them, the gathered columns and Parquet's buffers.
             budget: usize::try_from(config.sink.memory / sources / 4).unwrap_or(usize::MAX),
+            held,
             records_per_read: RECORDS_OF_FIRST_READ,
             sink: sink.clone(),
             source,
         };
         worker.load_tables().await?;
         worker.expect_tables().await?;
+        worker.tell_held();
         Ok(worker)
     }
 
@@ -473,7 +478,21 @@ impl Worker {
                 failed = done;
             }
         }
+        drop(running);
+        self.tell_held();
         failed
+    }
+
+    /// What the tables hold of their topics.
+    fn held(&self) -> Ends {
+        let of_table = |(topic, table): (&String, &SinkTable)| {
+            Some((topic.clone(), table.committed().offsets.get(topic)?.clone()))
+        };
+        self.tables.iter().filter_map(of_table).collect()
+    }
+
+    fn tell_held(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.held());
     }
 
     /// Commits all tables exactly here, and writes the cut's row.
@@ -521,11 +540,8 @@ impl Worker {
     /// Tells the log what is in the lake: it is not read again, but for the checkpoints of the last hour, which `verify` may be
     /// reading. Only advice: where it fails, the log keeps more for a while.
     async fn release(&mut self, checkpoint: &Checkpoint) {
-        let held = |(topic, table): (&String, &SinkTable)| {
-            Some((topic.clone(), table.committed().offsets.get(topic)?.clone()))
-        };
-        let below: Ends = self.tables.iter().filter_map(held).collect();
-        if let Err(error) = self.sink.log.may_drop(&self.source.name, &below, checkpoint.id - CHECKPOINTS_KEPT_MICROS).await {
+        let below = checkpoint.id - CHECKPOINTS_KEPT_MICROS;
+        if let Err(error) = self.sink.log.may_drop(&self.source.name, &self.held(), below).await {
             tracing::warn!(error = %error, source = %self.source.name, "the log cannot drop what the lake holds");
         }
     }

@@ -14,6 +14,7 @@
 //! - [`commit`]: offsets in a table's history
 //! - [`checkpoints`]: rows of `lakeward.checkpoints`
 //! - [`dead_letter`]: what cannot be applied
+//! - [`retention`]: whether the log will still have what is unread
 
 mod checkpoints;
 mod commit;
@@ -24,6 +25,7 @@ mod documents;
 pub mod key_index;
 mod read;
 mod reduce;
+mod retention;
 mod table;
 mod writer;
 
@@ -41,9 +43,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use commit::{CHECKPOINT, OFFSETS, WATERMARK};
+pub use commit::{CHECKPOINT, Committed, OFFSETS, WATERMARK, committed_of};
 use consumer::{Sink, Worker};
+use retention::Held;
 use table::Shared;
+pub use table::source_of;
 
 /// Source to checkpoint id: the sink ends when each source named has a row with this id or a newer one. Sources may be added
 /// while it runs; it waits for all configured ones.
@@ -107,14 +111,26 @@ pub async fn run(
     first
 }
 
-/// One source's worker, made anew after errors that pass.
+/// One source's worker, and beside it the look at what the log will drop.
 async fn work(sink: Arc<Sink>, source: SourceConfig, shutdown: CancellationToken) -> Result<()> {
+    let held = Held::default();
+    let ended = shutdown.child_token();
+    let watched = retention::watch(sink.log.clone(), &source.name, &held, sink.tables.as_ref(), &ended);
+    let worked = async {
+        let _ended = ended.clone().drop_guard();
+        keep_working(sink.clone(), source.clone(), held.clone(), &shutdown).await
+    };
+    tokio::join!(worked, watched).0
+}
+
+/// A worker, made anew after errors that pass.
+async fn keep_working(sink: Arc<Sink>, source: SourceConfig, held: Held, shutdown: &CancellationToken) -> Result<()> {
     let mut backoff = Backoff::new();
     let what = format!("sink of {}", source.name);
     loop {
         let ended = async {
-            let mut worker = Worker::open(sink.clone(), source.clone()).await?;
-            worker.run(&shutdown).await
+            let mut worker = Worker::open(sink.clone(), source.clone(), held.clone()).await?;
+            worker.run(shutdown).await
         }
         .await;
         match ended {
@@ -123,7 +139,7 @@ async fn work(sink: Arc<Sink>, source: SourceConfig, shutdown: CancellationToken
             Err(error) => {
                 let error =
                     if error.action() == Action::Rebase { Error::retry(what.as_str()).source(error) } else { error };
-                backoff.wait(&what, error.with("source", &source.name), &shutdown).await?;
+                backoff.wait(&what, error.with("source", &source.name), shutdown).await?;
             }
         }
     }

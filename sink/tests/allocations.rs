@@ -22,7 +22,7 @@ use lakeward_event::{
     TableSchema, names,
 };
 use lakeward_lake::Lake;
-use lakeward_log::{CheckpointReader, Log, RecordReader, RecordVisitor, Signal, SignalReader, Writer};
+use lakeward_log::{CheckpointReader, Log, RecordReader, RecordVisitor, Signal, SignalReader, TopicUnread, Writer};
 use lakeward_runtime::config::Config;
 use lakeward_runtime::{Error, Result};
 use lakeward_sink::{Options, Targets};
@@ -189,6 +189,9 @@ impl Log for MemoryLog {
     }
     async fn signals(&self, _: &str) -> Result<Box<dyn SignalReader>> {
         not_asked()
+    }
+    async fn unread(&self, _: &str, _: &Ends) -> Result<BTreeMap<String, TopicUnread>> {
+        Ok(BTreeMap::new())
     }
     async fn bounds(&self, _: &str) -> Result<BTreeMap<String, BTreeMap<i32, (i64, i64)>>> {
         not_asked()

@@ -5,6 +5,8 @@ pub mod init;
 pub mod run;
 pub mod sql;
 pub mod status;
+pub mod tail;
+pub mod topics;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -36,6 +38,8 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
             Command::Run(args) => run::run(config, args).await?,
             Command::Check => return Ok(answer(check::run(&config).await)),
             Command::Status(args) => status::run(&config, args).await?,
+            Command::Topics(args) => topics::run(&config, args).await?,
+            Command::Tail(args) => tail::run(&config, args).await?,
             Command::Sql(args) => sql::run(&config, args).await?,
             Command::Verify(args) => return Ok(answer(verify::run(&config, args).await?)),
         }

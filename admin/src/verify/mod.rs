@@ -33,6 +33,7 @@ use lakeward_runtime::config::{Config, SourceKind, TableConfig};
 use lakeward_runtime::{Error, Result};
 
 pub use report::{Difference, DifferingKey, Report, Skipped, TableReport, Totals};
+pub(crate) use text::Printer;
 pub use text::moment;
 
 /// How long nothing at all may come from the connector or the sink before we say that they do not run. Longer than a restart and

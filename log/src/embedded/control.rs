@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lakeward_event::{Checkpoint, TableSchema};
+use lakeward_event::{Checkpoint, Ends, TableSchema};
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
@@ -13,7 +13,7 @@ use sqlx::{Connection, Row};
 use super::error::Doing;
 use super::store::{BEGIN, News, Store};
 use crate::blocking::to_its_end;
-use crate::{CheckpointReader, Error, Result, Signal, SignalReader};
+use crate::{CheckpointReader, Error, PartitionUnread, Result, Retention, Signal, SignalReader, TopicUnread};
 
 /// Values fetched at a time.
 const BATCH: i64 = 1024;
@@ -78,6 +78,37 @@ pub(super) async fn bounds(store: &Store, source: &str) -> Result<BTreeMap<Strin
         bounds.entry(row.get(0)).or_default().insert(row.get(1), (row.get(2), row.get(3)));
     }
     Ok(bounds)
+}
+
+/// [`crate::Log::unread`]. Records have no time of their own: theirs is that of the first checkpoint that covers them.
+pub(super) async fn unread(store: &Store, source: &str, held: &Ends) -> Result<BTreeMap<String, TopicUnread>> {
+    let mut unread: BTreeMap<String, TopicUnread> = BTreeMap::new();
+    for (topic, partitions) in bounds(store, source).await? {
+        let of_topic = unread
+            .entry(topic.clone())
+            .or_insert_with(|| TopicUnread { retention: Retention::Held, partitions: BTreeMap::new() });
+        for (partition, (first, end)) in partitions {
+            let held = held.get(&topic).and_then(|of_topic| of_topic.get(&partition)).copied().unwrap_or(0);
+            let from = held.max(first);
+            let mut oldest = None;
+            if from < end {
+                // Names of topics hold nothing that JSON would escape.
+                let path = format!("$.ends.\"{topic}\".\"{partition}\"");
+                oldest = sqlx::query_scalar(
+                    "SELECT json_extract(c.value, '$.wall_clock') FROM checkpoints c JOIN sources s ON s.id = c.source
+                     WHERE s.name = ? AND json_extract(c.value, ?) > ? ORDER BY c.id LIMIT 1",
+                )
+                .bind(source)
+                .bind(path)
+                .bind(from)
+                .fetch_optional(&mut *store.reading().await?)
+                .await
+                .doing(&store.path, READING)?;
+            }
+            of_topic.partitions.insert(partition, PartitionUnread { first, end, oldest });
+        }
+    }
+    Ok(unread)
 }
 
 /// Writes a signal, and takes away those that nobody is meant to hear any more.

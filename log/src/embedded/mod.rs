@@ -34,7 +34,7 @@ use self::reader::EmbeddedRecordReader;
 use self::store::Store;
 use self::writer::EmbeddedWriter;
 use crate::blocking::to_its_end;
-use crate::{CheckpointReader, Log, RecordReader, Result, Signal, SignalReader, Writer};
+use crate::{CheckpointReader, Log, RecordReader, Result, Signal, SignalReader, TopicUnread, Writer};
 
 /// A [`Log`] in a SQLite file.
 pub struct EmbeddedLog {
@@ -81,6 +81,10 @@ impl Log for EmbeddedLog {
 
     async fn bounds(&self, source: &str) -> Result<BTreeMap<String, BTreeMap<i32, (i64, i64)>>> {
         control::bounds(&self.store, source).await
+    }
+
+    async fn unread(&self, source: &str, held: &Ends) -> Result<BTreeMap<String, TopicUnread>> {
+        control::unread(&self.store, source, held).await
     }
 
     async fn may_drop(&self, source: &str, below: &Ends, checkpoint: i64) -> Result<()> {

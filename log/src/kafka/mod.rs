@@ -8,6 +8,7 @@
 //! - [`writer`]: the transactional producer
 //! - [`partition`], [`reader`]: records of data topics
 //! - [`control`], [`checkpoints`]: the control topics, and finding one's place in the checkpoints
+//! - [`unread`]: what a reader has yet to read, and until when
 //! - [`error`]: what to do about librdkafka's errors
 
 mod checkpoints;
@@ -17,6 +18,7 @@ mod error;
 mod partition;
 mod reader;
 mod topics;
+mod unread;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lakeward_event::{Checkpoint, TableSchema, names};
+use lakeward_event::{Checkpoint, Ends, TableSchema, names};
 use lakeward_runtime::config::KafkaConfig;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::KafkaError;
@@ -35,7 +37,7 @@ use self::control::{KafkaCheckpointReader, KafkaSignalReader, PARTITION};
 use self::reader::KafkaRecordReader;
 use self::topics::{Purpose, Topics};
 use self::writer::KafkaWriter;
-use crate::{CheckpointReader, Error, Log, RecordReader, Result, Signal, SignalReader, Writer};
+use crate::{CheckpointReader, Error, Log, RecordReader, Result, Signal, SignalReader, TopicUnread, Writer};
 
 /// A signal that the brokers do not take in this time is not sent.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -146,5 +148,9 @@ impl Log for KafkaLog {
             Ok(bounds)
         })
         .await
+    }
+
+    async fn unread(&self, source: &str, held: &Ends) -> Result<BTreeMap<String, TopicUnread>> {
+        unread::unread(&self.client, &self.topics, source, held).await
     }
 }

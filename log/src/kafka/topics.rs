@@ -1,17 +1,18 @@
 //! The topics of a source, made with the settings that the log's promises need.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) use lakeward_event::names::is_data_topic as is_data;
 use lakeward_event::codec;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+pub(super) use lakeward_event::names::is_data_topic as is_data;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::RDKafkaErrorCode;
-use std::sync::Arc;
 
 use super::client::{Client, Context, blocking};
 use super::error;
-use crate::{Error, Result};
+use crate::{Error, Result, Retention};
 
 /// A created topic is usable when every broker knows its leaders; on a busy cluster that takes seconds.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -115,29 +116,56 @@ impl Topics {
         Ok(())
     }
 
-    /// A topic that somebody else made can be compacted, and would lose what readers need.
-    async fn refuse_compacted(&self, topic: &str) -> Result<()> {
+    /// How long each topic keeps its records.
+    pub async fn retention(&self, topics: &[&str]) -> Result<BTreeMap<String, Retention>> {
+        let mut retention = BTreeMap::new();
+        for (topic, settings) in self.settings(topics).await? {
+            // Below zero: no limit.
+            let limit = |name: &str| settings.get(name).and_then(|value| value.parse::<u64>().ok());
+            let deletes = settings.get("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
+            let limit = |name| limit(name).filter(|_| deletes);
+            let found = Retention::Limit { ms: limit("retention.ms"), bytes: limit("retention.bytes") };
+            retention.insert(topic, found);
+        }
+        Ok(retention)
+    }
+
+    /// Settings of topics. Describing them needs a right that reading and writing do not: those that it is missing for are left
+    /// out.
+    async fn settings(&self, topics: &[&str]) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
+        if topics.is_empty() {
+            return Ok(BTreeMap::new());
+        }
         let options = AdminOptions::new().request_timeout(Some(CREATION_TIMEOUT));
+        let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let answers = self
             .admin
-            .describe_configs([&ResourceSpecifier::Topic(topic)], &options)
+            .describe_configs(&resources, &options)
             .await
-            .map_err(|e| error::classify(e, self.client.doing("reading the topic's settings").topic(topic)))?;
+            .map_err(|e| error::classify(e, self.client.doing("reading topics' settings")))?;
+        let mut settings = BTreeMap::new();
         for answer in answers {
-            let policy = match &answer {
-                Ok(resource) => resource.get("cleanup.policy").and_then(|entry| entry.value.clone()),
-                // Describing settings needs a right that reading and writing do not; then it goes unchecked.
-                Err(code) => {
-                    tracing::debug!(topic, %code, "the topic's settings cannot be read");
-                    None
+            match answer {
+                Ok(resource) => {
+                    let OwnedResourceSpecifier::Topic(topic) = resource.specifier else { continue };
+                    let entries = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+                    settings.insert(topic, entries.collect());
                 }
-            };
-            if policy.is_some_and(|policy| policy.contains("compact")) {
-                return Err(Error::human(
-                    "the topic is compacted, which loses changes that readers need: set its cleanup.policy to delete",
-                )
-                .with("topic", topic));
+                Err(code) => tracing::debug!(%code, "a topic's settings cannot be read"),
             }
+        }
+        Ok(settings)
+    }
+
+    /// A topic that somebody else made can be compacted, and would lose what readers need.
+    async fn refuse_compacted(&self, topic: &str) -> Result<()> {
+        let settings = self.settings(&[topic]).await?;
+        let policy = settings.get(topic).and_then(|settings| settings.get("cleanup.policy"));
+        if policy.is_some_and(|policy| policy.contains("compact")) {
+            return Err(Error::human(
+                "the topic is compacted, which loses changes that readers need: set its cleanup.policy to delete",
+            )
+            .with("topic", topic));
         }
         Ok(())
     }
