@@ -3,6 +3,8 @@
 #   Maven jars -> $CACHE/kafka-… -> $STACK/data/kafka, port $LAKEWARD_KAFKA_PORT (controller: the port after it)
 
 KAFKA_HOME=kafka-4.3.1-1
+# Of the user lakeward, where LAKEWARD_KAFKA_SASL asks for one.
+KAFKA_PASSWORD=lakeward-secret
 
 kafka_version() { echo "Apache Kafka 4.3.1"; }
 kafka_url() { echo "$HOST:${PORTS[kafka]}"; }
@@ -34,17 +36,53 @@ kafka_command() { # sets COMMAND: all of it but the main class and its arguments
     -Djava.awt.headless=true "-Dlog4j2.configurationFile=$CACHE/$KAFKA_HOME/log4j2.xml" -cp "$CACHE/$KAFKA_HOME/libs/*")
 }
 
+# The one certificate of a broker that wants TLS: its own authority, for clients in $STACK/run/kafka-ca.pem.
+kafka_certificate() {
+  local store=$STACK/run/kafka.p12 keytool
+  [ ! -e "$STACK/run/kafka-ca.pem" ] || return 0
+  keytool=$(dirname "$(realpath "$(command -v "$(java_17)")")")/keytool
+  rm -f "$store"
+  {
+    "$keytool" -genkeypair -alias kafka -keyalg EC -groupname secp256r1 -validity 3650 -dname CN=localhost \
+      -ext "san=dns:localhost,ip:$HOST" -ext bc:critical=ca:true -storetype PKCS12 -keystore "$store" -storepass "$KAFKA_PASSWORD" &&
+      "$keytool" -exportcert -rfc -alias kafka -keystore "$store" -storepass "$KAFKA_PASSWORD" -file "$STACK/run/kafka-ca.pem.new"
+  } >>"$STACK/log/kafka.log" 2>&1 || { tail -n 5 "$STACK/log/kafka.log" >&2; die "could not make a certificate"; }
+  mv "$STACK/run/kafka-ca.pem.new" "$STACK/run/kafka-ca.pem"
+}
+
+# What clients meet, as listener CLIENT: nothing asked, or TLS and a password (user lakeward), by any of three mechanisms.
+kafka_security() {
+  if [ -z "${LAKEWARD_KAFKA_SASL:-}" ]; then
+    echo "listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+    return
+  fi
+  cat <<CONF
+listener.security.protocol.map=CLIENT:SASL_SSL,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+# The broker is a client of itself: transaction markers go through its listener.
+sasl.mechanism.inter.broker.protocol=PLAIN
+listener.name.client.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required username="lakeward" password="$KAFKA_PASSWORD" user_lakeward="$KAFKA_PASSWORD";
+listener.name.client.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.client.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+ssl.keystore.type=PKCS12
+ssl.keystore.location=$STACK/run/kafka.p12
+ssl.keystore.password=$KAFKA_PASSWORD
+ssl.truststore.type=PEM
+ssl.truststore.location=$STACK/run/kafka-ca.pem
+CONF
+}
+
 kafka_config() { # DATA
   local port=${PORTS[kafka]} controller=$((PORTS[kafka] + 1))
+  kafka_security
   cat <<CONF
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=$HOST:$controller
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://$HOST:$port,CONTROLLER://$HOST:$controller
-advertised.listeners=PLAINTEXT://$HOST:$port,CONTROLLER://$HOST:$controller
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-inter.broker.listener.name=PLAINTEXT
+listeners=CLIENT://$HOST:$port,CONTROLLER://$HOST:$controller
+advertised.listeners=CLIENT://$HOST:$port,CONTROLLER://$HOST:$controller
+inter.broker.listener.name=CLIENT
 log.dirs=$1
 # Lakeward creates its topics; a misspelled one must not appear by itself.
 auto.create.topics.enable=false
@@ -79,12 +117,15 @@ CONF
 kafka_start() {
   local data=$STACK/data/kafka config=$STACK/run/kafka.properties id COMMAND
   kafka_command
+  [ -z "${LAKEWARD_KAFKA_SASL:-}" ] || kafka_certificate
   if [ ! -d "$data" ]; then
     rm -rf "$data.part"
     kafka_config "$data.part" >"$config"
     # 16 random bytes in Kafka's own spelling; a leading dash would be taken for an option.
     id=$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')
-    "${COMMAND[@]}" kafka.tools.StorageTool format --standalone -t "${id/#-/A}" -c "$config" >>"$STACK/log/kafka.log" 2>&1 ||
+    "${COMMAND[@]}" kafka.tools.StorageTool format --standalone -t "${id/#-/A}" -c "$config" \
+      --add-scram "SCRAM-SHA-256=[name=lakeward,password=$KAFKA_PASSWORD]" \
+      --add-scram "SCRAM-SHA-512=[name=lakeward,password=$KAFKA_PASSWORD]" >>"$STACK/log/kafka.log" 2>&1 ||
       { tail -n 20 "$STACK/log/kafka.log" >&2; die "could not format $data"; }
     mv "$data.part" "$data"
   fi

@@ -12,6 +12,7 @@ mod embedded;
 mod faults;
 mod harness;
 mod log_exactly_once;
+mod log_tools;
 mod path;
 mod readers;
 mod schema;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -118,6 +118,15 @@ pub fn produce_with_header(brokers: &str, topic: &str, partition: i32, header: &
     let headers = OwnedHeaders::new().insert(Header { key: "lakeward", value: Some(header) });
     let record = FutureRecord::<(), _>::to(topic).partition(partition).headers(headers).payload(value);
     block_on(producer.send(record, TIMEOUT)).map_err(|(error, _)| error).unwrap().offset
+}
+
+/// Sets one of a topic's settings; the others go back to the broker's.
+pub fn set_topic(brokers: &str, topic: &str, name: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+    for answer in block_on(admin.alter_configs([&change], &AdminOptions::new())).unwrap() {
+        answer.unwrap();
+    }
 }
 
 /// Deletes all topics of these sources; what cannot be deleted stays.
