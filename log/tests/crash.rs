@@ -5,7 +5,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -15,12 +14,14 @@ use lakeward_log::Log;
 use lakeward_log::conformance::{block, draft, read, reader, values};
 use lakeward_log::embedded::EmbeddedLog;
 use lakeward_log::kafka::KafkaLog;
-use lakeward_runtime::config::{Codec, EmbeddedConfig, KafkaConfig};
+use lakeward_runtime::config::{Codec, EmbeddedConfig, KafkaConfig, Secret};
 
 /// Names the source to the child; without it [`appender`] does nothing.
 const SOURCE: &str = "LAKEWARD_LOG_CRASH_SOURCE";
 /// The child's SQLite file; without it the log is on Kafka.
 const FILE: &str = "LAKEWARD_LOG_CRASH_FILE";
+/// The child's `transaction.timeout.ms`; it then tries again when an append took too long.
+const TIMEOUT: &str = "LAKEWARD_LOG_CRASH_TRANSACTION_MS";
 /// Appends that a child makes when nothing stops it.
 const APPENDS: u64 = 6;
 
@@ -42,7 +43,10 @@ impl Place {
                     partitions: 2,
                     replication: 1,
                     retention: Duration::from_secs(3600),
-                    client: BTreeMap::new(),
+                    client: std::env::var(TIMEOUT)
+                        .map(|ms| ("transaction.timeout.ms".to_owned(), Secret::new(ms)))
+                        .into_iter()
+                        .collect(),
                 };
                 KafkaLog::open(&config, "crash").unwrap()
             }
@@ -63,12 +67,25 @@ async fn appender() {
     let (mut writer, last) = place.open().writer(&source).await.unwrap();
     writer.ensure_topic(&topic).await.unwrap();
     let first = last.map_or(0, |checkpoint| checkpoint.draft.next_sequence);
-    for sequence in first..first + APPENDS {
+    let mut sequence = first;
+    while sequence < first + APPENDS {
         // The same number in both partitions, so that half an append would show.
         let value = sequence.to_string();
         let blocks = vec![block(&topic, &[(0, &value), (1, &value)])];
-        writer.append(&[], blocks, draft(sequence + 1)).await.unwrap();
-        println!("acknowledged {sequence}");
+        match writer.append(&[], blocks, draft(sequence + 1)).await {
+            Ok(_) => {
+                println!("acknowledged {sequence}");
+                sequence += 1;
+            }
+            Err(error) => {
+                assert!(std::env::var_os(TIMEOUT).is_some() && error.is_retryable(), "{error:?}");
+                println!("again: {error}");
+                let (next, last) = place.open().writer(&source).await.unwrap();
+                writer = next;
+                writer.ensure_topic(&topic).await.unwrap();
+                sequence = last.map_or(0, |checkpoint| checkpoint.draft.next_sequence);
+            }
+        }
     }
 }
 
@@ -84,9 +101,14 @@ fn run_child(place: &Place, source: &str, failpoint: Option<&str>) -> Output {
     child.output().unwrap()
 }
 
-async fn killed_at(place: Place, point: &str) {
+/// A source that no test has had before.
+fn fresh() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-    let source = format!("log_crash_{:x}_{:x}", std::process::id(), now);
+    format!("log_crash_{:x}_{:x}", std::process::id(), now)
+}
+
+async fn killed_at(place: Place, point: &str) {
+    let source = fresh();
     let topic = format!("{source}.public.a");
     for round in 0..3 {
         let output = run_child(&place, &source, (round < 2).then_some(point));
@@ -117,6 +139,35 @@ async fn killed_at(place: Place, point: &str) {
         let mut reader = reader(&log, &source, &checkpoint.ends).await;
         let records = read(&mut reader, &checkpoint.ends).await;
         let expected: Vec<String> = (0..published).map(|n| n.to_string()).collect();
+        for partition in [0, 1] {
+            assert_eq!(values(&records, &topic, partition), expected, "{point}, partition {partition}");
+        }
+    }
+}
+
+/// A producer that stands still for longer than its transaction may: Kafka ends it, and treats the producer as one that was
+/// replaced. It is told as what it is, the append is made again, and each record is there once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_takes_too_long_is_made_again() {
+    for point in ["log.append.before_commit", "log.append.data_sent"] {
+        let source = fresh();
+        let topic = format!("{source}.public.a");
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "appender", "--nocapture"]).env(SOURCE, &source).env(TIMEOUT, "1500");
+        child.env("FAILPOINTS", format!("{point}=2*off->1*sleep(8000)->off"));
+        let output = child.output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{point}: {stdout}{stderr}");
+        assert!(
+            stdout.contains("transaction.timeout.ms") && stdout.matches("again: ").count() == 1,
+            "{point}: {stdout}"
+        );
+        let log = Place::Kafka.open();
+        let (_writer, checkpoint) = log.writer(&source).await.unwrap();
+        let checkpoint = checkpoint.unwrap();
+        let mut reader = reader(&log, &source, &checkpoint.ends).await;
+        let records = read(&mut reader, &checkpoint.ends).await;
+        let expected: Vec<String> = (0..APPENDS).map(|n| n.to_string()).collect();
         for partition in [0, 1] {
             assert_eq!(values(&records, &topic, partition), expected, "{point}, partition {partition}");
         }

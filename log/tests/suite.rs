@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "suite/behind_our_back.rs"]
+mod behind_our_back;
 #[path = "suite/embedded.rs"]
 mod embedded;
 
@@ -264,6 +266,7 @@ mod kafka {
         let error = writer.append(&[], blocks, draft(1)).await.unwrap_err();
         assert_eq!(error.action(), Action::Human, "{error}");
         assert!(error.to_string().contains(&narrow) && error.to_string().contains("max.message.bytes"), "{error}");
+        assert!(error.to_string().contains("partition=0"), "{error}");
         assert_eq!(log.last_checkpoint(&source).await.unwrap(), None);
     }
 

@@ -11,6 +11,8 @@ mod disk_full;
 mod embedded;
 mod faults;
 mod harness;
+mod kafka_behind_our_back;
+mod kafka_security;
 mod log_exactly_once;
 mod log_tools;
 mod path;

@@ -9,9 +9,9 @@ use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::error::{self, Doing};
+use super::error::{self, Cause, Doing};
 pub(super) use crate::blocking::blocking;
 use crate::{Error, Result};
 
@@ -22,20 +22,29 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 const LEADER_WAIT: Duration = Duration::from_millis(100);
 
+/// What a broker connection said some time ago says nothing about what fails now.
+const CAUSE_LIFE: Duration = Duration::from_secs(60);
+
 /// What a client's broker connections said last, so that a time-out can name its cause.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Context {
-    last_error: Arc<Mutex<Option<String>>>,
+    last_error: Arc<Mutex<Option<(Instant, Cause)>>>,
 }
 
 impl Context {
-    pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn last_error(&self) -> Option<Cause> {
+        let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(at, _)| at.elapsed() < CAUSE_LIFE).map(|(_, cause)| cause.clone())
     }
     pub fn note(&self, error: &KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client error");
         let text = if reason.is_empty() { error.to_string() } else { reason.to_owned() };
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        let cause = Cause { code: error.rdkafka_error_code(), text };
+        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        // "All brokers are down" follows what each of them said, and says less.
+        if cause.code != Some(RDKafkaErrorCode::AllBrokersDown) || last.is_none() {
+            *last = Some((Instant::now(), cause));
+        }
     }
 }
 
@@ -75,7 +84,7 @@ impl Client {
         let context = Context::default();
         let properties = properties(config, &[], &[("isolation.level", "read_committed")]);
         let observer =
-            Consumer::from_config_and_context(&properties, context).map_err(|e| error::creation(e, &config.brokers))?;
+            Consumer::from_config_and_context(&properties, context).map_err(|e| error::creation(e, config))?;
         Ok(Self { config: config.clone(), name: name.to_owned(), observer })
     }
 
@@ -85,7 +94,13 @@ impl Client {
     }
 
     pub fn doing<'a>(&'a self, what: &'a str) -> Doing<'a> {
-        Doing { what, brokers: &self.config.brokers, topic: None, cause: self.observer.client().context().last_error() }
+        Doing {
+            what,
+            brokers: &self.config.brokers,
+            topic: None,
+            partition: None,
+            cause: self.observer.client().context().last_error(),
+        }
     }
 
     /// Serves the observer's own events (log lines, broker errors), so that they do not pile up and can be named.
@@ -204,7 +219,7 @@ impl Client {
             ],
         );
         let consumer = Consumer::from_config_and_context(&properties, Context::default())
-            .map_err(|e| error::creation(e, &self.config.brokers))?;
+            .map_err(|e| error::creation(e, &self.config))?;
         Ok(Arc::new(consumer))
     }
 }

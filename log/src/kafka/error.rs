@@ -1,5 +1,6 @@
 //! librdkafka's errors -> ours, by what the caller does next.
 
+use lakeward_runtime::config::{KafkaConfig, Secret};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use crate::Error;
@@ -9,27 +10,47 @@ pub(super) struct Doing<'a> {
     pub what: &'a str,
     pub brokers: &'a str,
     pub topic: Option<&'a str>,
+    pub partition: Option<i32>,
     /// What the client's connections said last.
-    pub cause: Option<String>,
+    pub cause: Option<Cause>,
+}
+
+/// What a broker connection said.
+#[derive(Debug, Clone)]
+pub(super) struct Cause {
+    pub code: Option<Code>,
+    pub text: String,
 }
 
 impl<'a> Doing<'a> {
     pub fn topic(self, topic: &'a str) -> Self {
         Self { topic: Some(topic), ..self }
     }
+    pub fn partition(self, partition: i32) -> Self {
+        Self { partition: Some(partition), ..self }
+    }
 }
 
 /// Why a client could not be made: only its properties can be wrong, it has not connected yet.
-pub(super) fn creation(error: KafkaError, brokers: &str) -> Error {
+pub(super) fn creation(error: KafkaError, config: &KafkaConfig) -> Error {
+    let brokers = &config.brokers;
     match error {
-        // The value can be a password.
+        // The value can be a password; the client's reason may quote it.
         KafkaError::ClientConfig(_, reason, key, _) => {
+            let quoted =
+                config.client.get(&key).map(Secret::expose).filter(|value| !value.is_empty() && is_secret(&key));
+            let reason = quoted.map_or(reason.clone(), |value| reason.replace(value, "****"));
             Error::configuration(format!("[log.client] {key}: {reason}")).with("brokers", brokers)
         }
         other => Error::configuration("cannot make a Kafka client: check [log] and [log.client]")
             .with("brokers", brokers)
             .source(other),
     }
+}
+
+/// Whether a property's value is nobody's business; librdkafka hides the same ones.
+fn is_secret(property: &str) -> bool {
+    ["password", "secret", "pem", "oauthbearer", "username"].iter().any(|part| property.contains(part))
 }
 
 pub(super) fn classify(error: KafkaError, doing: Doing<'_>) -> Error {
@@ -39,12 +60,25 @@ pub(super) fn classify(error: KafkaError, doing: Doing<'_>) -> Error {
     }
 }
 
+const CREDENTIALS: &str = "Kafka refused the connection's credentials: check sasl.mechanism, sasl.username and sasl.password in \
+                           [log.client], and that the broker knows this user for this mechanism";
+const TLS: &str = "no TLS connection to Kafka: check security.protocol, ssl.ca.location (the authority that signed the broker's \
+                   certificate) and the names in [log] brokers, which the certificate must have";
+
+fn is_credentials(code: Code) -> bool {
+    matches!(code, Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism)
+}
+
+/// What the client of a writer that was replaced is told. One whose transaction took too long is told the same.
+pub(super) fn is_fenced(code: Code) -> bool {
+    use Code::{Fenced, InvalidProducerEpoch, ProducerFenced, TransactionCoordinatorFenced};
+    matches!(code, Fenced | ProducerFenced | InvalidProducerEpoch | TransactionCoordinatorFenced)
+}
+
 pub(super) fn classify_code(code: Code, doing: Doing<'_>) -> Error {
     let what = doing.what;
     let error = match code {
-        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::TransactionCoordinatorFenced => {
-            Error::human("another connector for this source has taken over: only one may run")
-        }
+        code if is_fenced(code) => Error::human("another connector for this source has taken over: only one may run"),
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Error::human(
             "a record is larger than the topic takes: raise the topic's max.message.bytes (and message.max.bytes in \
              [log.client] when above 64 MiB), or exclude the table",
@@ -52,9 +86,8 @@ pub(super) fn classify_code(code: Code, doing: Doing<'_>) -> Error {
         code if MISSING.contains(&code) => Error::human(
             "a topic or partition that Lakeward needs is missing: was it deleted, or are these other brokers?",
         ),
-        Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL | Code::UnsupportedSASLMechanism => {
-            Error::configuration("Kafka refused the connection's credentials: check [log.client]")
-        }
+        code if is_credentials(code) => Error::configuration(CREDENTIALS),
+        Code::SSL => Error::configuration(TLS),
         Code::TopicAuthorizationFailed => {
             Error::human("Kafka does not allow access to the topic: grant Read, Write, Describe and Create")
         }
@@ -77,9 +110,12 @@ pub(super) fn classify_code(code: Code, doing: Doing<'_>) -> Error {
         | Code::RequestTimedOut
         | Code::MessageTimedOut
         | Code::BrokerNotAvailable
-        | Code::TimedOutQueue => {
-            Error::retry(format!("Kafka does not answer, {what}: is it running, and is [log] brokers right?"))
-        }
+        | Code::TimedOutQueue => match doing.cause.as_ref().and_then(|cause| cause.code) {
+            // librdkafka connects again and again, and lets the call run out of time: the connections say why.
+            Some(code) if is_credentials(code) => Error::configuration(CREDENTIALS),
+            Some(Code::SSL) => Error::configuration(TLS),
+            _ => Error::retry(format!("Kafka does not answer, {what}: is it running, and is [log] brokers right?")),
+        },
         _ => Error::retry(format!("{what} failed, {code}")),
     };
     with_context(error, doing)
@@ -123,8 +159,11 @@ fn with_context(error: Error, doing: Doing<'_>) -> Error {
     if let Some(topic) = doing.topic {
         error = error.with("topic", topic);
     }
+    if let Some(partition) = doing.partition {
+        error = error.with("partition", partition);
+    }
     if let Some(cause) = doing.cause {
-        error = error.with("last_broker_error", cause);
+        error = error.with("last_broker_error", cause.text);
     }
     error
 }

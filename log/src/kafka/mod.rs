@@ -109,7 +109,7 @@ impl Log for KafkaLog {
         let value = serde_json::to_string(signal).map_err(|e| Error::bug("a signal cannot be written").source(e))?;
         let properties = self.client.properties(&[], &[("enable.idempotence", "true"), ("acks", "all")]);
         let producer = FutureProducer::<Context>::from_config_and_context(&properties, Context::default())
-            .map_err(|e| error::creation(e, &self.client.config.brokers))?;
+            .map_err(|e| error::creation(e, &self.client.config))?;
         let record = FutureRecord::<(), str>::to(&topic).partition(PARTITION).payload(&value);
         let sent = producer.send(record, SIGNAL_TIMEOUT).await;
         client::drop_elsewhere(producer);

@@ -176,7 +176,7 @@ impl Assigned {
                 .with("end_offset", end);
         }
         match self.consumer.client().context().last_error() {
-            Some(cause) => error.with("last_broker_error", cause),
+            Some(cause) => error.with("last_broker_error", cause.text),
             None => error,
         }
     }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use lakeward_event::codec;
 pub(super) use lakeward_event::names::is_data_topic as is_data;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -42,7 +44,7 @@ pub(super) struct Topics {
 impl Topics {
     pub fn new(client: Arc<Client>) -> Result<Self> {
         let admin = AdminClient::from_config_and_context(&client.properties(&[], &[]), Context::default())
-            .map_err(|e| error::creation(e, &client.config.brokers))?;
+            .map_err(|e| error::creation(e, &client.config))?;
         Ok(Self { client, admin })
     }
 

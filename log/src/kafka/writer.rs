@@ -32,6 +32,8 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// For a transaction's records, and again for its commit. Past it the broker has aborted the transaction anyway
 /// (`transaction.timeout.ms`).
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// After which the broker ends a transaction by itself, where [log.client] does not say otherwise.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// A failed append is settled by the next writer in any case; this only spares readers the wait.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// While records are on their way and no report has come.
@@ -51,6 +53,7 @@ struct Delivered {
 struct Failure {
     code: Code,
     topic: String,
+    partition: i32,
 }
 
 /// Delivery reports of a producer. They come on the thread that polls, which is the one that sends.
@@ -83,7 +86,11 @@ impl ProducerContext for Deliveries {
                 let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
                 let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
                 // The first says why; those after it are purged because of it.
-                failure.get_or_insert_with(|| Failure { code, topic: message.topic().to_owned() });
+                failure.get_or_insert_with(|| Failure {
+                    code,
+                    topic: message.topic().to_owned(),
+                    partition: message.partition(),
+                });
             }
         }
     }
@@ -103,6 +110,36 @@ struct State {
     until_complete: u32,
     /// By topic and partition.
     deliveries: BTreeMap<String, Vec<Arc<Delivered>>>,
+    /// Topics that are not what checkpoints say, and why.
+    lost: BTreeMap<String, Lost>,
+    /// When the transaction under way began.
+    begun: Instant,
+    transaction_timeout: Duration,
+}
+
+/// A topic that somebody else deleted, or deleted and made again: new records in it would have offsets that the lake takes for
+/// ones it holds.
+#[derive(Debug)]
+enum Lost {
+    Topic,
+    Records { partition: i32, end: i64, found: i64 },
+}
+
+impl Lost {
+    fn error(&self, topic: &str) -> Error {
+        let error = Error::human(
+            "a topic of Lakeward's was deleted, or cut off at its end, behind its back: what the lake had not read of it is \
+             gone, and the lake would take new records for ones that it holds. Bring the topic back, or begin the source \
+             anew (docs/log.md, When something is lost)",
+        )
+        .with("topic", topic);
+        match self {
+            Self::Topic => error,
+            Self::Records { partition, end, found } => {
+                error.with("partition", partition).with("expected_end_offset", end).with("end_offset", found)
+            }
+        }
+    }
 }
 
 pub(super) struct KafkaWriter {
@@ -136,6 +173,9 @@ impl KafkaWriter {
 impl Writer for KafkaWriter {
     async fn ensure_topic(&mut self, topic: &str) -> Result<i32> {
         let Some(state) = &self.state else { return Err(self.spent()) };
+        if let Some(lost) = state.lost.get(topic) {
+            return Err(lost.error(topic).with("source", &self.source));
+        }
         if let Some(partitions) = state.deliveries.get(topic) {
             return i32::try_from(partitions.len()).map_err(|e| Error::bug("too many partitions").source(e));
         }
@@ -204,12 +244,12 @@ impl State {
                 ("queue.buffering.max.kbytes", "131072"),
                 ("queue.buffering.max.messages", "1000000"),
                 ("message.max.bytes", MAX_RECORD_BYTES),
-                ("transaction.timeout.ms", "60000"),
+                ("transaction.timeout.ms", &TRANSACTION_TIMEOUT.as_millis().to_string()),
             ],
             &[("transactional.id", transactional_id.as_str()), ("enable.idempotence", "true"), ("acks", "all")],
         );
         let producer = Producer::from_config_and_context(&properties, Deliveries::default())
-            .map_err(|e| error::creation(e, &client.config.brokers))?;
+            .map_err(|e| error::creation(e, &client.config))?;
         if let Err(error) = producer.init_transactions(INIT_TIMEOUT) {
             producer.poll(Duration::ZERO);
             let mut doing = client.doing("fencing older writers");
@@ -218,39 +258,39 @@ impl State {
         }
         // From here on no older writer can commit, so what is last now stays last.
         let recovered = checkpoints::recover(&client, &names::checkpoints_topic(&source))?;
+        let timeout = client.config.client.get("transaction.timeout.ms").and_then(|ms| ms.expose().parse().ok());
         let mut state = Self {
             client: client.clone(),
             source: source.clone(),
             producer,
             last_id: recovered.last.as_ref().map_or(0, |checkpoint| checkpoint.id),
-            ends: Ends::new(),
+            // Also of topics that are lost: whoever reads the checkpoints must find out.
+            ends: recovered.ends,
             until_complete: 0,
             deliveries: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            begun: Instant::now(),
+            transaction_timeout: timeout.map_or(TRANSACTION_TIMEOUT, Duration::from_millis),
         };
-        for (topic, partitions) in client.topics(&format!("{source}."))? {
+        let found: BTreeMap<String, Vec<i32>> = client.topics(&format!("{source}."))?.into_iter().collect();
+        for (topic, ends) in &state.ends {
+            if !found.contains_key(topic) && ends.values().any(|end| *end > 0) {
+                state.lost.insert(topic.clone(), Lost::Topic);
+            }
+        }
+        for (topic, partitions) in found {
             if !is_data(&source, &topic) {
                 continue;
             }
-            let known = recovered.ends.get(&topic);
             let mut ends = BTreeMap::new();
             for partition in partitions {
                 let (_, high) = client.watermarks(&topic, partition)?;
-                let end = match known.and_then(|known| known.get(&partition)) {
-                    // The watermark counts markers and aborted records too; the checkpoints know the last record.
-                    Some(&end) if end <= high => end,
-                    Some(&end) => {
-                        tracing::warn!(
-                            topic,
-                            partition,
-                            end,
-                            high,
-                            "the topic ends before its last checkpoint: it was made again"
-                        );
-                        high
-                    }
-                    None => high,
-                };
-                ends.insert(partition, end);
+                let known = state.ends.get(&topic).and_then(|known| known.get(&partition)).copied();
+                if let Some(end) = known.filter(|end| *end > high) {
+                    state.lost.insert(topic.clone(), Lost::Records { partition, end, found: high });
+                }
+                // The watermark counts markers and aborted records too; the checkpoints know the last record.
+                ends.insert(partition, known.unwrap_or(high));
             }
             state.add_topic(&topic, ends);
         }
@@ -269,6 +309,7 @@ impl State {
         draft: CheckpointDraft,
     ) -> Result<Checkpoint> {
         let begun = Instant::now();
+        self.begun = begun;
         let deadline = begun + COMMIT_TIMEOUT;
         self.producer.begin_transaction().map_err(|e| self.failed(e, "beginning a transaction"))?;
         crash_point!("log.append.begun");
@@ -365,8 +406,11 @@ impl State {
                     record = back;
                 }
                 Err((error, back)) => {
-                    return Err(error::classify(error, self.doing("sending a record").topic(back.topic))
-                        .with("bytes", value.map_or(0, <[u8]>::len)));
+                    return Err(error::classify(
+                        error,
+                        self.doing("sending a record").topic(back.topic).partition(partition),
+                    )
+                    .with("bytes", value.map_or(0, <[u8]>::len)));
                 }
             }
         }
@@ -400,11 +444,11 @@ impl State {
             return Ok(());
         }
         let failure = context.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(Failure { code, topic }) = failure else { return Ok(()) };
+        let Some(Failure { code, topic, partition }) = failure else { return Ok(()) };
         // Being fenced shows in the first place as records that were not delivered.
         match self.fatal() {
             Some(error) => Err(error),
-            None => Err(error::classify_code(code, self.doing(what).topic(&topic))),
+            None => Err(self.classify_code(code, self.doing(what).topic(&topic).partition(partition))),
         }
     }
 
@@ -420,7 +464,13 @@ impl State {
             }
         }
         for (topic, partitions) in &touched {
-            self.ends.entry(topic.clone()).or_default().extend(partitions);
+            let known = self.ends.entry(topic.clone()).or_default();
+            for (&partition, &end) in partitions {
+                // Offsets grow. Where they do not, the topic was made again since the append before.
+                if let Some(expected) = known.insert(partition, end).filter(|known| end <= *known) {
+                    return Err(Lost::Records { partition, end: expected, found: end }.error(topic));
+                }
+            }
         }
         let complete = self.until_complete == 0;
         crate::checkpoint(draft, self.last_id, if complete { self.ends.clone() } else { touched }, complete)
@@ -433,12 +483,34 @@ impl State {
     }
 
     fn failed(&self, error: KafkaError, what: &str) -> Error {
-        self.fatal().unwrap_or_else(|| error::classify(error, self.doing(what)))
+        if let Some(error) = self.fatal() {
+            return error;
+        }
+        match error.rdkafka_error_code() {
+            Some(code) => self.classify_code(code, self.doing(what)).source(error),
+            None => error::classify(error, self.doing(what)),
+        }
+    }
+
+    /// Kafka ends a transaction that stays open for too long, and from then on treats its producer as it does a replaced one. No
+    /// other connector need be there: the next writer finds out what is last, and goes on.
+    fn classify_code(&self, code: Code, doing: error::Doing<'_>) -> Error {
+        let ended = error::is_fenced(code) || matches!(code, Code::InvalidTransactionalState | Code::State);
+        if ended && self.begun.elapsed() >= self.transaction_timeout {
+            return Error::retry(
+                "an append took longer than transaction.timeout.ms, so Kafka ended its transaction: nothing of it is \
+                 there, and it will be made again. If this comes again and again, the brokers are overloaded, or \
+                 transaction.timeout.ms in [log.client] is too short",
+            )
+            .with("brokers", doing.brokers)
+            .with("seconds", self.begun.elapsed().as_secs());
+        }
+        error::classify_code(code, doing)
     }
 
     /// What ended the producer for good, if anything did: usually a newer writer.
     fn fatal(&self) -> Option<Error> {
         let (code, reason) = self.producer.client().fatal_error()?;
-        Some(error::classify_code(code, self.client.doing("appending")).with("reason", reason))
+        Some(self.classify_code(code, self.client.doing("appending")).with("reason", reason))
     }
 }

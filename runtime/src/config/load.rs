@@ -545,7 +545,8 @@ fn check_log(raw: RawLog, state_dir: &Path) -> Result<LogConfig> {
             Value::Integer(_) | Value::Boolean(_) | Value::Float(_) => value.to_string(),
             _ => return Err(Error::configuration(format!("log.client.\"{key}\" must be a string, number or boolean"))),
         };
-        client.insert(key, Secret::new(text));
+        let value = kafka::property(&key, text)?;
+        client.insert(key, value);
     }
     Ok(LogConfig::Kafka(KafkaConfig {
         brokers,

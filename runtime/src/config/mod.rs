@@ -2,6 +2,7 @@
 //!
 //! The types here are what the program needs; [`load`] has what the user writes, and turns one into the other.
 
+mod kafka;
 pub mod load;
 #[cfg(test)]
 mod tests;

@@ -100,3 +100,32 @@ fn a_codec_is_one_that_is_there() {
     assert!(complaint(&log("avro")).contains("log.codec: \"avro\" is not there yet"));
     assert!(complaint(&log("protobuf")).contains("`protobuf` is not one of \"json\", \"arrow\""));
 }
+
+#[test]
+fn properties_pass_to_librdkafka_but_for_those_that_delivery_rests_on() {
+    let with =
+        |client: &str| format!("{MINIMAL}\n[log]\nkind = \"kafka\"\nbrokers = \"a:1\"\n[log.client]\n{client}\n");
+    let secure = with(
+        "\"security.protocol\" = \"sasl_ssl\"\n\"sasl.mechanism\" = \"SCRAM-SHA-512\"\n\"sasl.password\" = \"s3cret\"\n\
+         \"socket.timeout.ms\" = 5000\n\"enable.idempotence\" = true",
+    );
+    let config = parse(&secure, &[("USERS_PASSWORD", "x")]).unwrap();
+    let LogConfig::Kafka(kafka) = &config.log else { panic!("kafka expected") };
+    assert_eq!(
+        (kafka.client["socket.timeout.ms"].expose(), kafka.client["sasl.password"].expose()),
+        ("5000", "s3cret")
+    );
+    assert!(!format!("{config:?}").contains("s3cret"), "a secret was printed");
+    for (name, value) in [
+        ("transactional.id", "\"mine\""),
+        ("enable.idempotence", "false"),
+        ("isolation.level", "\"read_uncommitted\""),
+        ("enable.auto.commit", "true"),
+        ("acks", "1"),
+        ("auto.offset.reset", "\"latest\""),
+        ("bootstrap.servers", "\"b:1\""),
+    ] {
+        let told = complaint(&with(&format!("\"{name}\" = {value}")));
+        assert!(told.contains(&format!("log.client.\"{name}\"")) && told.contains("leave it out"), "{told}");
+    }
+}

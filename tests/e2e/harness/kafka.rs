@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -125,6 +125,21 @@ pub fn set_topic(brokers: &str, topic: &str, name: &str, value: &str) {
     let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
     let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
     for answer in block_on(admin.alter_configs([&change], &AdminOptions::new())).unwrap() {
+        answer.unwrap();
+    }
+}
+
+pub fn add_partitions(brokers: &str, topic: &str, total: i32) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
+    for answer in block_on(admin.create_partitions([&NewPartitions::new(topic, total)], &AdminOptions::new())).unwrap()
+    {
+        answer.unwrap();
+    }
+}
+
+pub fn delete_topic(brokers: &str, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
+    for answer in block_on(admin.delete_topics(&[topic], &AdminOptions::new())).unwrap() {
         answer.unwrap();
     }
 }

@@ -25,6 +25,8 @@ pub struct Pipeline {
     place: Option<PathBuf>,
     embedded: bool,
     codec: &'static str,
+    /// The lines of `[log.client]`.
+    log_client: String,
 }
 
 impl Pipeline {
@@ -43,6 +45,7 @@ impl Pipeline {
             place: None,
             embedded: false,
             codec: "json",
+            log_client: String::new(),
         }
     }
 
@@ -94,6 +97,12 @@ impl Pipeline {
         self
     }
 
+    /// Properties of the Kafka client, as lines of TOML.
+    pub fn log_client(mut self, lines: &str) -> Self {
+        self.log_client = lines.to_owned();
+        self
+    }
+
     /// Writes the configuration.
     pub fn build(self) -> Lakeward {
         let dir = TempDir::new().unwrap();
@@ -117,8 +126,9 @@ impl Pipeline {
         } else {
             format!(
                 "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ncodec = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
+                 [log.client]\n{}\n\
                  [catalog]\nurl = \"{catalog}\"\n\n[warehouse]\n{warehouse}\n\n",
-                self.servers.kafka, self.codec
+                self.servers.kafka, self.codec, self.log_client
             )
         };
         let lakeward = Lakeward {

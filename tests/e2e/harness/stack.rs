@@ -80,6 +80,11 @@ impl Stack {
         servers
     }
 
+    /// Where its servers' files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// An orderly end.
     pub fn stop(&self, server: &str) {
         self.call(&["down", server]);
@@ -106,6 +111,7 @@ impl Stack {
             "LAKEWARD_KAFKA_PORT",
             "LAKEWARD_MINIO_PORT",
             "LAKEWARD_MONGO_SET",
+            "LAKEWARD_KAFKA_SASL",
         ] {
             command.env_remove(name);
         }
