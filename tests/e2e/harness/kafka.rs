@@ -129,7 +129,7 @@ pub fn set_topic(brokers: &str, topic: &str, name: &str, value: &str) {
     }
 }
 
-pub fn add_partitions(brokers: &str, topic: &str, total: i32) {
+pub fn add_partitions(brokers: &str, topic: &str, total: usize) {
     let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
     for answer in block_on(admin.create_partitions([&NewPartitions::new(topic, total)], &AdminOptions::new())).unwrap()
     {
