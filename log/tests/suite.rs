@@ -284,5 +284,6 @@ mod kafka {
         let error = KafkaLog::open(&away, "suite").unwrap().writer("nobody").await.map(|_| ()).unwrap_err();
         assert_eq!(error.action(), Action::Retry);
         assert!(error.to_string().contains("127.0.0.1:9") && error.to_string().contains("is it running"), "{error}");
+        assert!(error.to_string().contains("Connection refused"), "what the connection said: {error}");
     }
 }

@@ -46,10 +46,11 @@ fn tls_and_each_mechanism_carry_the_whole_path() {
 
     // Nothing that time would cure: 2, with the brokers and what to look at.
     let brokers = servers.kafka.as_str();
+    let password = format!("\"sasl.password\" = \"{PASSWORD}\"");
     for mechanism in mechanisms {
         let config = lake.variant(
             "state",
-            &[("\"PLAIN\"", &format!("\"{mechanism}\"")), (&format!("\"{PASSWORD}\""), "\"wrong-password\"")],
+            &[("\"PLAIN\"", &format!("\"{mechanism}\"")), (&password, "\"sasl.password\" = \"wrong-password\"")],
         );
         let words = [brokers, "refused the connection's credentials", "sasl.password"];
         said(&lake.call_with(&config, &["run"]), 2, &words);

@@ -220,11 +220,13 @@ fn tail_follows_the_embedded_log() {
 fn a_sink_that_falls_behind_the_retention_warns_in_time() {
     let users = Postgres::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let lake = Pipeline::new().postgres(&users).build();
-    let running = lake.start(&[]);
-    let count = format!("select count(*) from {}.t", users.name);
-    lake.wait_for_value(&count, &json!(1));
+    lake.catch_up();
     let topic = format!("{}.public.t", users.name);
     set_topic(&Servers::get().kafka, &topic, "retention.ms", "60000");
+    let running = lake.start(&[]);
+    let count = format!("select count(*) from {}.t", users.name);
+    users.execute("INSERT INTO t VALUES (0)");
+    lake.wait_for_value(&count, &json!(2));
     // The catalog is away for a while, as far as commits go: somebody else writes to it, and does not come to an end.
     let catalog = lake.dir().join("catalog.db");
     let mut writer = Command::new("python3")
@@ -246,7 +248,7 @@ fn a_sink_that_falls_behind_the_retention_warns_in_time() {
     }
     drop(writer.stdin.take());
     assert!(writer.wait().unwrap().success());
-    lake.wait_for_value(&count, &json!(2));
+    lake.wait_for_value(&count, &json!(3));
     wait_until("it says that it has caught up", || running.log().contains("retention is long enough again"));
     running.stop();
 }

@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use super::error::{self, Cause, Doing};
 pub(super) use crate::blocking::blocking;
@@ -22,6 +22,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 const LEADER_WAIT: Duration = Duration::from_millis(100);
 
+/// More than the connections say while one question runs out of time.
+const EVENTS_OF_A_FAILURE: usize = 1000;
 /// What a broker connection said some time ago says nothing about what fails now.
 const CAUSE_LIFE: Duration = Duration::from_secs(60);
 
@@ -103,9 +105,13 @@ impl Client {
         }
     }
 
-    /// Serves the observer's own events (log lines, broker errors), so that they do not pile up and can be named.
-    fn serve(&self) {
-        while self.observer.poll(Duration::ZERO).is_some() {}
+    /// Serves the observer's own events (log lines, broker errors), so that they do not pile up, and so that an answer that failed
+    /// can name its cause. rdkafka's `poll` takes one event at a time, and tells a log line as if there were none.
+    fn serve<T>(&self, answer: &KafkaResult<T>) {
+        let polls = if answer.is_err() { EVENTS_OF_A_FAILURE } else { 1 };
+        for _ in 0..polls {
+            let _ = self.observer.poll(Duration::ZERO);
+        }
     }
 
     /// Topics whose name starts with `prefix`, each with its partitions. Blocks.
@@ -151,7 +157,7 @@ impl Client {
     /// Asks for all topics: asking for one by name creates it on brokers that create topics on demand.
     fn found(&self, wanted: &impl Fn(&str) -> bool) -> Result<Vec<Found>> {
         let metadata = self.observer.fetch_metadata(None, REQUEST_TIMEOUT);
-        self.serve();
+        self.serve(&metadata);
         let metadata = metadata.map_err(|e| error::classify(e, self.doing("reading the topics' metadata")))?;
         let topics = metadata.topics().iter().filter(|topic| wanted(topic.name())).map(|topic| {
             let partitions = topic.error().is_none().then(|| {
@@ -169,7 +175,7 @@ impl Client {
         let begun = Instant::now();
         loop {
             let answer = self.observer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT);
-            self.serve();
+            self.serve(&answer);
             let error = match answer {
                 Ok(bounds) => return Ok(bounds),
                 // The client says so too of a topic that it has not heard of yet: the cluster's own list decides.
