@@ -72,6 +72,13 @@ ssl.truststore.location=$STACK/run/kafka-ca.pem
 CONF
 }
 
+# CLASS ARGUMENT...: a tool of Kafka's, or another broker.
+kafka_tool() {
+  local COMMAND
+  kafka_command
+  exec "${COMMAND[@]}" "$@"
+}
+
 kafka_config() { # DATA
   local port=${PORTS[kafka]} controller=$((PORTS[kafka] + 1))
   kafka_security

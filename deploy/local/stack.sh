@@ -21,6 +21,8 @@ usage: deploy/local/stack.sh [--dir DIR] [--free-ports] COMMAND [SERVER...]
   run [--with SERVER,SERVER] COMMAND...
                       up (all, or these), COMMAND with that environment, then stop what was not running before; COMMAND's exit
                       status
+  kafka-tool CLASS [ARGUMENT...]
+                      one of Kafka's own tools, such as org.apache.kafka.tools.TopicCommand
   clean               down, then delete the data, logs and chosen ports
   clean --all         the same, and delete the installed servers (~/.cache/lakeward)
 
@@ -283,6 +285,7 @@ case $command in
   status) status "$@" ;;
   env) choose_ports; print_env ;;
   run) run "$@" ;;
+  kafka-tool) kafka_install; kafka_tool "$@" ;;
   clean) clean "$@" ;;
   help) usage ;;
   *) usage >&2; exit 2 ;;

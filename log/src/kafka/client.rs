@@ -1,6 +1,7 @@
 //! Settings and calls that every client of a Kafka cluster shares: `[log]` -> librdkafka properties -> clients; metadata and
 //! watermarks of the cluster -> topics, writer and readers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,8 @@ pub(super) struct Client {
     pub name: String,
     /// Asks for metadata and watermarks; never assigned anything.
     observer: Consumer,
+    /// Whether the cluster has: then the settings are right, and what fails later is a broker's doing.
+    has_answered: AtomicBool,
 }
 
 impl Client {
@@ -87,7 +90,7 @@ impl Client {
         let properties = properties(config, &[], &[("isolation.level", "read_committed")]);
         let observer =
             Consumer::from_config_and_context(&properties, context).map_err(|e| error::creation(e, config))?;
-        Ok(Self { config: config.clone(), name: name.to_owned(), observer })
+        Ok(Self { config: config.clone(), name: name.to_owned(), observer, has_answered: AtomicBool::new(false) })
     }
 
     /// Properties of a client: ours that can be overridden, then the user's, then those that correctness rests on.
@@ -101,13 +104,21 @@ impl Client {
             brokers: &self.config.brokers,
             topic: None,
             partition: None,
-            cause: self.observer.client().context().last_error(),
+            cause: self.observer.client().context().last_error().map(|cause| {
+                match self.has_answered.load(Ordering::Relaxed) {
+                    true => cause.in_passing(),
+                    false => cause,
+                }
+            }),
         }
     }
 
     /// Serves the observer's own events (log lines, broker errors), so that they do not pile up, and so that an answer that failed
     /// can name its cause. rdkafka's `poll` takes one event at a time, and tells a log line as if there were none.
     fn serve<T>(&self, answer: &KafkaResult<T>) {
+        if answer.is_ok() {
+            self.has_answered.store(true, Ordering::Relaxed);
+        }
         let polls = if answer.is_err() { EVENTS_OF_A_FAILURE } else { 1 };
         for _ in 0..polls {
             let _ = self.observer.poll(Duration::ZERO);

@@ -22,6 +22,13 @@ pub(super) struct Cause {
     pub text: String,
 }
 
+impl Cause {
+    /// Of a cluster that has taken these settings before: a broker that is going down or coming up breaks off handshakes too.
+    pub fn in_passing(self) -> Self {
+        Self { code: None, ..self }
+    }
+}
+
 impl<'a> Doing<'a> {
     pub fn topic(self, topic: &'a str) -> Self {
         Self { topic: Some(topic), ..self }
@@ -114,7 +121,9 @@ pub(super) fn classify_code(code: Code, doing: Doing<'_>) -> Error {
             // librdkafka connects again and again, and lets the call run out of time: the connections say why.
             Some(code) if is_credentials(code) => Error::configuration(CREDENTIALS),
             Some(Code::SSL) => Error::configuration(TLS),
-            _ => Error::retry(format!("Kafka does not answer, {what}: is it running, and is [log] brokers right?")),
+            _ => Error::retry(format!(
+                "Kafka does not answer, {what}: is it running, and are [log] brokers and [log.client] security.protocol right?"
+            )),
         },
         _ => Error::retry(format!("{what} failed, {code}")),
     };
@@ -166,4 +175,60 @@ fn with_context(error: Error, doing: Doing<'_>) -> Error {
         error = error.with("last_broker_error", cause.text);
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use lakeward_runtime::Action;
+    use lakeward_runtime::config::Codec;
+
+    use super::*;
+
+    fn timed_out(cause: Option<Cause>) -> Error {
+        classify_code(
+            Code::OperationTimedOut,
+            Doing { what: "asking", brokers: "a:1", topic: None, partition: None, cause },
+        )
+    }
+
+    #[test]
+    fn a_time_out_is_what_the_connections_said() {
+        let said = |code| Some(Cause { code: Some(code), text: "the reason".into() });
+        assert_eq!(timed_out(None).action(), Action::Retry);
+        assert_eq!(timed_out(said(Code::BrokerTransportFailure)).action(), Action::Retry);
+        for (code, word) in [(Code::Authentication, "sasl.password"), (Code::SSL, "ssl.ca.location")] {
+            let error = timed_out(said(code));
+            assert_eq!(error.action(), Action::Configuration);
+            let text = error.to_string();
+            assert!(text.contains(word) && text.contains("the reason") && text.contains("a:1"), "{text}");
+            // But not where the same settings have done before.
+            let error = timed_out(said(code).map(Cause::in_passing));
+            assert!(error.action() == Action::Retry && error.to_string().contains("the reason"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_property_that_cannot_be_is_told_without_its_secret() {
+        let config = KafkaConfig {
+            brokers: "a:1".into(),
+            codec: Codec::Json,
+            partitions: 1,
+            replication: 1,
+            retention: Duration::from_secs(1),
+            client: BTreeMap::from([("ssl.key.pem".to_owned(), Secret::new("hunter2"))]),
+        };
+        let refused = |key: &str| {
+            KafkaError::ClientConfig(
+                rdkafka::types::RDKafkaConfRes::RD_KAFKA_CONF_INVALID,
+                "cannot read \"hunter2\"".into(),
+                key.into(),
+                "hunter2".into(),
+            )
+        };
+        let text = creation(refused("ssl.key.pem"), &config).to_string();
+        assert!(text.contains("ssl.key.pem") && text.contains("****") && !text.contains("hunter2"), "{text}");
+    }
 }

@@ -21,6 +21,9 @@ const AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 
+/// First offset and end by topic and partition.
+type Bounds = BTreeMap<String, BTreeMap<i32, (i64, i64)>>;
+
 /// [`crate::Log::unread`].
 pub(super) async fn unread(
     client: &Arc<Client>,
@@ -62,7 +65,7 @@ pub(super) async fn unread(
 
 /// First offset and end of the source's data topics, the ends as checkpoints tell them: the watermark counts markers and aborted
 /// records too, and would show a reader that has everything as behind. Blocks.
-fn bounds(client: &Arc<Client>, source: &str) -> Result<BTreeMap<String, BTreeMap<i32, (i64, i64)>>> {
+fn bounds(client: &Arc<Client>, source: &str) -> Result<Bounds> {
     let ends = checkpoints::recover(client, &names::checkpoints_topic(source))?.ends;
     let mut bounds = BTreeMap::new();
     for (topic, partitions) in client.topics(&format!("{source}."))? {

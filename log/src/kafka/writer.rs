@@ -253,7 +253,7 @@ impl State {
         if let Err(error) = producer.init_transactions(INIT_TIMEOUT) {
             producer.poll(Duration::ZERO);
             let mut doing = client.doing("fencing older writers");
-            doing.cause = producer.context().context.last_error().or(doing.cause);
+            doing.cause = producer.context().context.last_error().map(error::Cause::in_passing).or(doing.cause);
             return Err(error::classify(error, doing).with("source", &source));
         }
         // From here on no older writer can commit, so what is last now stays last.
@@ -478,7 +478,7 @@ impl State {
 
     fn doing<'a>(&'a self, what: &'a str) -> error::Doing<'a> {
         let mut doing = self.client.doing(what);
-        doing.cause = self.producer.context().context.last_error().or(doing.cause);
+        doing.cause = self.producer.context().context.last_error().map(error::Cause::in_passing).or(doing.cause);
         doing
     }
 

@@ -1,11 +1,12 @@
 //! The servers: those that every test shares, and stacks of a test's own, whose servers it may kill.
 
+use std::fs::File;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::env;
+use super::{env, wait_until};
 
 /// Addresses. The credentials of MinIO and its bucket are those of `deploy/local`.
 #[derive(Debug, Clone)]
@@ -100,7 +101,52 @@ impl Stack {
         self.call(&["start", server]);
     }
 
-    fn call(&self, arguments: &[&str]) -> String {
+    /// One of Kafka's tools, by class; what it prints.
+    pub fn kafka_tool(&self, arguments: &[&str]) -> String {
+        self.call(&[&["kafka-tool"], arguments].concat())
+    }
+
+    /// Adds a broker, node 2, to the stack's Kafka. Returns when it is in the cluster.
+    pub fn second_broker(&self) -> Broker {
+        let (run, data) = (self.dir.path().join("run"), self.dir.path().join("data"));
+        let first = std::fs::read_to_string(run.join("kafka.properties")).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let settings = [
+            ("process.roles", "broker".to_owned()),
+            ("node.id", "2".to_owned()),
+            ("listeners", format!("CLIENT://127.0.0.1:{port}")),
+            ("advertised.listeners", format!("CLIENT://127.0.0.1:{port}")),
+            ("log.dirs", data.join("kafka2").display().to_string()),
+        ];
+        let mut config: String = first
+            .lines()
+            .filter(|line| settings.iter().all(|(name, _)| !line.starts_with(&format!("{name}="))))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        for (name, value) in settings {
+            config.push_str(&format!("{name}={value}\n"));
+        }
+        let path = run.join("kafka2.properties");
+        std::fs::write(&path, config).unwrap();
+        let meta = std::fs::read_to_string(data.join("kafka/meta.properties")).unwrap();
+        let cluster = meta.lines().find_map(|line| line.strip_prefix("cluster.id=")).unwrap();
+        let path = path.display().to_string();
+        self.kafka_tool(&["kafka.tools.StorageTool", "format", "-t", cluster, "-c", &path]);
+        let log = self.dir.path().join("log/kafka2.log");
+        let child = self
+            .command(&["kafka-tool", "kafka.Kafka", &path])
+            .stdin(Stdio::null())
+            .stdout(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let broker = Broker(child);
+        wait_until("the second broker is there", || {
+            std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Kafka Server started"))
+        });
+        broker
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/local/stack.sh");
         let mut command = Command::new(script);
         command.arg("--dir").arg(self.dir.path()).arg("--free-ports").args(arguments);
@@ -116,10 +162,24 @@ impl Stack {
             command.env_remove(name);
         }
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
-        let output = command.output().expect("stack.sh can be started");
+        command
+    }
+
+    fn call(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("stack.sh can be started");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "stack.sh {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
         text
+    }
+}
+
+/// A broker beside the stack's own; killed when dropped.
+pub struct Broker(Child);
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
