@@ -21,7 +21,10 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 pub use disk::Disk;
-pub use kafka::{Record, delete_topics, produce, produce_with_header, record_headers, stream_records};
+pub use kafka::{
+    Foreign, Record, create_topics, delete_topics, produce, produce_foreign, produce_with_header, record_headers,
+    stream_records,
+};
 pub use lakeward::{Lakeward, Pipeline, Process};
 pub use load::{mongo_load, mongo_tables, postgres_load, postgres_tables};
 pub use mongo::{Documents, Mongo};

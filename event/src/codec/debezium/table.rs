@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::value::join;
 use crate::schema::{Column, TableId, TableKind, TableSchema};
 use crate::types::LogicalType;
@@ -38,7 +40,6 @@ pub(super) struct Table {
     columns: Vec<Column>,
     retired: Vec<(i32, LogicalType)>,
     key: Vec<usize>,
-    next_id: i32,
 }
 
 impl Table {
@@ -47,14 +48,12 @@ impl Table {
             TableKind::Documents => TableSchema::documents(id),
             TableKind::Relational => TableSchema { table: id, kind, version: 0, columns: Vec::new(), key: Vec::new() },
         };
-        Self { schema: empty.into(), columns: Vec::new(), retired: Vec::new(), key: Vec::new(), next_id: 1 }
+        Self { schema: empty.into(), columns: Vec::new(), retired: Vec::new(), key: Vec::new() }
     }
 
     pub fn known(known: KnownTable) -> Self {
         let mut table = Self::new(known.table, known.kind);
         if known.kind == TableKind::Relational {
-            let ids = known.columns.iter().map(|c| c.id).chain(known.retired.iter().map(|(id, _)| *id));
-            table.next_id = ids.max().unwrap_or(0).saturating_add(1);
             table.key =
                 known.key.iter().filter_map(|name| known.columns.iter().position(|c| c.name == *name)).collect();
             table.columns = known.columns;
@@ -91,13 +90,12 @@ impl Table {
     pub fn place(&mut self, name: &str, ty: &LogicalType, source_type: &str) -> Target {
         let Some(index) = self.column(name.as_bytes()) else {
             self.columns.push(Column {
-                id: self.next_id,
+                id: self.identity(name),
                 name: name.to_owned(),
                 ty: ty.clone(),
                 source_type: source_type.to_owned(),
                 nullable: true,
             });
-            self.next_id = self.next_id.saturating_add(1);
             return Target::Column(self.columns.len() - 1);
         };
         let column = &mut self.columns[index];
@@ -112,6 +110,15 @@ impl Table {
             }
         }
         Target::Column(index)
+    }
+
+    /// Follows from the name alone, so that a decoder that starts anew gives a column the identity that the lake knows it by.
+    fn identity(&self, name: &str) -> i32 {
+        let mut id = (xxh3_64(name.as_bytes()) & 0x7fff_ffff) as i32;
+        while self.columns.iter().any(|c| c.id == id) {
+            id = id.wrapping_add(1) & i32::MAX;
+        }
+        id
     }
 
     /// Makes these columns the key; Err: the one that the table does not have.
