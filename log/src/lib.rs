@@ -96,7 +96,9 @@ pub trait Log: Send + Sync {
 
     /// First and end offset of topics that others write, where the log is one that others can write to.
     async fn foreign_bounds(&self, _wanted: TopicFilter) -> Result<Bounds> {
-        Err(Error::configuration("topics that others write can only be read from Kafka: set `kind = \"kafka\"` in [log]"))
+        Err(Error::configuration(
+            "topics that others write can only be read from Kafka: set `kind = \"kafka\"` in [log]",
+        ))
     }
 
     /// Advice of the sink: nobody will read records below these ends, nor checkpoints below the id `checkpoint`, again. A log

@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 use crate::commit::{Committed, committed_of, raise};
 use crate::cut::{Cutter, NoRow, RowState, TableAt, row};
 use crate::dead_letter::{self, Places};
-use crate::table::{Pending, Shared, SinkTable, full_name, ident, source_of};
 use crate::foreign::{self, Cuts, TopicReader};
+use crate::table::{Pending, Shared, SinkTable, full_name, ident, source_of};
 use crate::{Until, checkpoints};
 
 /// Checkpoints looked ahead: enough to see how far behind the worker is.
@@ -646,7 +646,9 @@ impl Worker {
             Some((topic.clone(), table.committed().offsets.get(topic)?.clone()))
         };
         let below: Ends = self.tables.iter().filter_map(held).collect();
-        if let Err(error) = self.sink.log.may_drop(&self.source.name, &below, checkpoint.id - CHECKPOINTS_KEPT_MICROS).await {
+        if let Err(error) =
+            self.sink.log.may_drop(&self.source.name, &below, checkpoint.id - CHECKPOINTS_KEPT_MICROS).await
+        {
             tracing::warn!(error = %error, source = %self.source.name, "the log cannot drop what the lake holds");
         }
     }

@@ -40,9 +40,7 @@ pub fn topic_filter(source: &SourceConfig) -> Result<TopicFilter> {
     let globs = globs.build().map_err(|e| Error::configuration("the globs of topics").source(e))?;
     let name = source.name.clone();
     Ok(Arc::new(move |topic| {
-        let not_a_table = topic
-            .split_once('.')
-            .is_some_and(|(_, rest)| NOT_TABLES.contains(&rest));
+        let not_a_table = topic.split_once('.').is_some_and(|(_, rest)| NOT_TABLES.contains(&rest));
         globs.is_match(topic)
             && names::is_data_topic(&name, topic)
             && !not_a_table
@@ -270,7 +268,7 @@ pub fn known(id: &TableId, table: &Table) -> Result<KnownTable> {
             id: c.identity.parse().ok()?,
             name: c.name.clone(),
             ty: c.ty.clone(),
-            source_type: "the values before".to_owned(),
+            source_type: "its column".to_owned(),
             nullable: true,
         })
     });

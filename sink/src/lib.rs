@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use commit::{CHECKPOINT, OFFSETS, WATERMARK};
 use consumer::{Sink, Worker};
+pub use foreign::topic_filter;
 use table::Shared;
 
 /// Source to checkpoint id: the sink ends when each source named has a row with this id or a newer one. Sources may be added

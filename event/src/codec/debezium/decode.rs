@@ -352,7 +352,7 @@ impl DebeziumDecoder {
                         }
                         (_, Some(ty)) if !left_out => {
                             grown = true;
-                            Arc::make_mut(scratch).place(&String::from_utf8_lossy(plain), &ty, "the values before")
+                            Arc::make_mut(scratch).place(&String::from_utf8_lossy(plain), &ty, "its column")
                         }
                         // Null, or left out, in a column that no value was seen of.
                         _ => Target::Skip,
@@ -419,9 +419,7 @@ impl DebeziumDecoder {
         }
         let Some(table) = &self.table else { return bad("no table") };
         let run = last_run(&mut self.runs, table.schema());
-        document_row(&mut run.after, &id, |out| {
-            (patch.is_none()).then(|| out.extend_from_slice(document))
-        })?;
+        document_row(&mut run.after, &id, |out| (patch.is_none()).then(|| out.extend_from_slice(document)))?;
         run.before.append_null();
         self.push_meta(op, parts.origin, false, patch.as_deref());
         Ok(())
@@ -630,8 +628,8 @@ fn fill(
 /// A value for people: text without its quotes.
 fn shown(raw: &[u8]) -> String {
     let mut text = Vec::new();
-    let unquoted = raw.starts_with(b"\"")
-        && Scanner::new(raw).string().and_then(|raw| append_unescaped(raw, &mut text)).is_ok();
+    let unquoted =
+        raw.starts_with(b"\"") && Scanner::new(raw).string().and_then(|raw| append_unescaped(raw, &mut text)).is_ok();
     String::from_utf8_lossy(if unquoted { &text } else { raw }).into_owned()
 }
 

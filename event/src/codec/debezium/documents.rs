@@ -218,7 +218,9 @@ fn wrapped(scanner: &mut Scanner<'_>, out: &mut Vec<u8>, depth: usize) -> Parsed
             Some(())
         }),
         ((b"$regex", raw), (b"$options", options)) if text(raw).is_some() && text(options).is_some() => {
-            for part in [&b"{\"$regularExpression\":{\"pattern\":"[..], trim(raw), b",\"options\":", trim(options), b"}}"] {
+            for part in
+                [&b"{\"$regularExpression\":{\"pattern\":"[..], trim(raw), b",\"options\":", trim(options), b"}}"]
+            {
                 out.extend_from_slice(part);
             }
             Some(())
@@ -237,8 +239,17 @@ fn wrapped(scanner: &mut Scanner<'_>, out: &mut Vec<u8>, depth: usize) -> Parsed
         // The same in every dialect: copied without blanks.
         (
             (
-                name @ (b"$oid" | b"$numberDecimal" | b"$timestamp" | b"$minKey" | b"$maxKey" | b"$undefined"
-                | b"$symbol" | b"$binary" | b"$regularExpression" | b"$dbPointer" | b"$uuid"),
+                name @ (b"$oid"
+                | b"$numberDecimal"
+                | b"$timestamp"
+                | b"$minKey"
+                | b"$maxKey"
+                | b"$undefined"
+                | b"$symbol"
+                | b"$binary"
+                | b"$regularExpression"
+                | b"$dbPointer"
+                | b"$uuid"),
                 raw,
             ),
             (b"", _),

@@ -41,6 +41,7 @@ mod text;
 mod value;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 pub use decode::DebeziumDecoder;

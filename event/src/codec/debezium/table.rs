@@ -123,8 +123,7 @@ impl Table {
 
     /// Makes these columns the key; Err: the one that the table does not have.
     pub fn set_key(&mut self, names: &[Vec<u8>]) -> Result<(), String> {
-        let column =
-            |name: &Vec<u8>| self.column(name).ok_or_else(|| String::from_utf8_lossy(name).into_owned());
+        let column = |name: &Vec<u8>| self.column(name).ok_or_else(|| String::from_utf8_lossy(name).into_owned());
         self.key = names.iter().map(column).collect::<Result<_, _>>()?;
         Ok(())
     }
