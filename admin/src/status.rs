@@ -386,6 +386,7 @@ mod tests {
                 }),
                 lake: None,
                 converging: vec!["public.orders".into()],
+                topics: None,
                 slot: Some(Slot {
                     name: "shop_users".into(),
                     active: false,

@@ -361,8 +361,7 @@ impl SinkTable {
                 let (reduction, places) = reduce_all(pending, &layout).await?;
                 let mut all = letters;
                 all.extend(dead_letter::of_reduction(&self.id, &self.name(), &self.topic, &reduction, &places));
-                dead_letter::write(&self.shared, all, offsets).await?;
-                writer::commit(self, reduction, layout, target).await?
+                writer::commit(self, reduction, layout, target, all, &places).await?
             }
             TableKind::Documents => documents::commit(self, pending, letters, target).await?,
         };

@@ -350,11 +350,11 @@ impl DebeziumDecoder {
                         (Some(column), _) if left_out || scratch.ty(column).is_some_and(|ty| value::fits(ty, raw)) => {
                             Target::Column(column)
                         }
-                        (_, Some(ty)) if !left_out => {
+                        (_, Some(ty)) => {
                             grown = true;
                             Arc::make_mut(scratch).place(&String::from_utf8_lossy(plain), &ty, "its column")
                         }
-                        // Null, or left out, in a column that no value was seen of.
+                        // Null in a column that no value was seen of.
                         _ => Target::Skip,
                     });
                     Ok(())
