@@ -45,8 +45,9 @@ pub fn to_text(problems: &[Problem]) -> String {
 /// Tries every source, the log, catalog and warehouse, and all clocks, and lists all problems; none: `lakeward run` can start.
 pub async fn check(config: &Config) -> Vec<Problem> {
     let sources = futures::future::join_all(config.sources.iter().map(source));
-    let (sources, log, lake) = tokio::join!(sources, log(config), lake(config));
-    let mut problems: Vec<Problem> = sources.into_iter().flatten().collect();
+    let topics = futures::future::join_all(config.sources.iter().map(|source| topics(config, source)));
+    let (sources, topics, log, lake) = tokio::join!(sources, topics, log(config), lake(config));
+    let mut problems: Vec<Problem> = sources.into_iter().chain(topics).flatten().collect();
     if config.sources.is_empty() {
         problems.push(Problem::new(
             "source",
@@ -87,6 +88,25 @@ async fn source(source: &SourceConfig) -> Vec<Problem> {
         ));
     }
     problems
+}
+
+/// Topics that others write have to be there: nobody else will make them. A log that does not answer is told of elsewhere.
+async fn topics(config: &Config, source: &SourceConfig) -> Vec<Problem> {
+    if source.kind != SourceKind::Debezium {
+        return Vec::new();
+    }
+    let asked = async {
+        let filter = lakeward_sink::topic_filter(source)?;
+        lakeward_log::open(&config.log, &config.name)?.foreign_bounds(filter).await
+    };
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(topics)) if topics.is_empty() => vec![Problem::new(
+            &format!("source {}", source.name),
+            format!("no topic matches {}", source.topics.join(", ")),
+            "set `topics` to what the Debezium connector writes (its `topic.prefix`, schema and table), and see whether it has run",
+        )],
+        _ => Vec::new(),
+    }
 }
 
 /// Source's clock minus ours, microseconds; None: a source without a server that we know. Errors are those of connecting, which the

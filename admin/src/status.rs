@@ -46,6 +46,16 @@ pub struct SourceStatus {
     pub converging: Vec<String>,
     /// PostgreSQL: the replication slot.
     pub slot: Option<Slot>,
+    /// Debezium: the topics that are read.
+    pub topics: Option<Topics>,
+}
+
+/// Topics that others write.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Topics {
+    pub topics: usize,
+    /// End offsets of all partitions, added up.
+    pub offsets: u64,
 }
 
 /// A checkpoint that something has reached.
@@ -138,7 +148,7 @@ async fn look_at_source(source: &SourceConfig, log: Option<&Arc<dyn Log>>) -> (S
         SourceKind::Debezium => "debezium",
     };
     let mut found =
-        SourceStatus { source: source.name.clone(), kind, log: None, lake: None, converging: Vec::new(), slot: None };
+        SourceStatus { source: source.name.clone(), kind, log: None, lake: None, converging: Vec::new(), slot: None, topics: None };
     let mut away = Vec::new();
     let place = format!("source {}", source.name);
     if let Some(log) = log
@@ -153,6 +163,14 @@ async fn look_at_source(source: &SourceConfig, log: Option<&Arc<dyn Log>>) -> (S
             Err(error) => away.push(error),
         }
     }
+    if let Some(log) = log
+        && source.kind == SourceKind::Debezium
+    {
+        match in_time(&format!("topics of {place}"), topics(source, log)).await {
+            Ok(topics) => found.topics = Some(topics),
+            Err(error) => away.push(error),
+        }
+    }
     if source.kind == SourceKind::Postgres {
         match in_time(&place, slot(source)).await {
             Ok(slot) => found.slot = slot,
@@ -160,6 +178,12 @@ async fn look_at_source(source: &SourceConfig, log: Option<&Arc<dyn Log>>) -> (S
         }
     }
     (found, away)
+}
+
+async fn topics(source: &SourceConfig, log: &Arc<dyn Log>) -> Result<Topics> {
+    let bounds = log.foreign_bounds(lakeward_sink::topic_filter(source)?).await?;
+    let ends = bounds.values().flat_map(|partitions| partitions.values()).map(|(_, end)| end.unsigned_abs());
+    Ok(Topics { topics: bounds.len(), offsets: ends.sum() })
 }
 
 async fn slot(source: &SourceConfig) -> Result<Option<Slot>> {
@@ -248,7 +272,20 @@ impl Status {
                     None => writeln!(out, "    {what:<9} nothing yet"),
                 };
             };
-            line(&mut out, "published", &source.log);
+            match &source.topics {
+                Some(topics) => {
+                    let reached = source.lake.as_ref().and_then(|lake| lake.position.parse().ok()).unwrap_or(0);
+                    let _ = writeln!(
+                        out,
+                        "    topics    {}, {} offsets, {} of them not in SQL yet",
+                        topics.topics,
+                        topics.offsets,
+                        topics.offsets.saturating_sub(reached)
+                    );
+                }
+                None if source.kind == "debezium" => {}
+                None => line(&mut out, "published", &source.log),
+            }
             line(&mut out, "in SQL", &source.lake);
             if !source.converging.is_empty() {
                 let _ = writeln!(out, "    snapshot  not finished: {}", source.converging.join(", "));
@@ -349,6 +386,7 @@ mod tests {
                 }),
                 lake: None,
                 converging: vec!["public.orders".into()],
+                topics: None,
                 slot: Some(Slot {
                     name: "shop_users".into(),
                     active: false,

@@ -24,6 +24,9 @@ pub enum Position {
         /// The resume token's `_data`; empty before the first event or post-batch token.
         token: String,
     },
+    /// Topics that others write: how many offsets lie below the ends that were read up to, in all. Made by the sink, for people:
+    /// each table holds its own offsets.
+    Topics { offsets: u64 },
 }
 
 /// A source transaction that is published up to a change; an LSN alone cannot say so (50 rows of one COPY share one).
@@ -55,6 +58,7 @@ impl fmt::Display for Position {
             Self::Mongodb { cluster_time, token } => {
                 write!(f, "{}.{} {token}", cluster_time >> 32, cluster_time & 0xFFFF_FFFF)
             }
+            Self::Topics { offsets } => write!(f, "{offsets}"),
         }
     }
 }

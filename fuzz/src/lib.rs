@@ -2,6 +2,8 @@
 //!
 //! `input -> a record, made up or damaged -> Decoder::push -> Decoder::flush`
 
+pub mod foreign;
+
 use std::sync::Arc;
 
 use arrow::array::{Array, StructArray};

@@ -63,6 +63,12 @@ pub fn open(config: &LogConfig, name: &str) -> Result<Arc<dyn Log>> {
     }
 }
 
+/// Which topics are meant, by name.
+pub type TopicFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// First and end offset by topic and partition.
+pub type Bounds = BTreeMap<String, BTreeMap<i32, (i64, i64)>>;
+
 /// A log that holds any number of sources. Cheap to clone behind its `Arc`.
 #[async_trait]
 pub trait Log: Send + Sync {
@@ -89,7 +95,14 @@ pub trait Log: Send + Sync {
     async fn signals(&self, source: &str) -> Result<Box<dyn SignalReader>>;
 
     /// First and end offset by topic and partition of the source's topics (on Kafka control topics too).
-    async fn bounds(&self, source: &str) -> Result<BTreeMap<String, BTreeMap<i32, (i64, i64)>>>;
+    async fn bounds(&self, source: &str) -> Result<Bounds>;
+
+    /// First and end offset of topics that others write, where the log is one that others can write to.
+    async fn foreign_bounds(&self, _wanted: TopicFilter) -> Result<Bounds> {
+        Err(Error::configuration(
+            "topics that others write can only be read from Kafka: set `kind = \"kafka\"` in [log]",
+        ))
+    }
 
     /// What somebody who holds everything below `held` has yet to read of the source's data topics, as of the last checkpoint.
     async fn unread(&self, source: &str, held: &Ends) -> Result<BTreeMap<String, TopicUnread>>;

@@ -205,6 +205,9 @@ impl Engine {
             false => Some(inner.tables.cut(&sources, session.as_of).await?),
         };
         let mut notices = Vec::new();
+        if wanted.len() > 1 {
+            notices.extend(loose(&inner.configured, &sources));
+        }
         let mut bound: HashMap<(String, String), Arc<dyn TableProvider>> = HashMap::new();
         for (namespace, name) in wanted {
             let provider: Arc<dyn TableProvider> =
@@ -326,6 +329,18 @@ fn unknown(
         true => Error::refused(format!("table '{reference}' does not exist")),
         false => Error::refused(format!("table '{reference}' does not exist; there is {}", elsewhere.join(", "))),
     }
+}
+
+/// Says that a query of several tables reads some that were never true together.
+fn loose(configured: &[(String, SourceKind)], sources: &BTreeSet<String>) -> Option<String> {
+    let of_others = |(name, kind): &&(String, SourceKind)| *kind == SourceKind::Debezium && sources.contains(name);
+    let foreign: Vec<&str> = configured.iter().filter(of_others).map(|(name, _)| name.as_str()).collect();
+    (!foreign.is_empty()).then(|| {
+        format!(
+            "tables of {} are each as their topic was, not as their database was at one moment: others write these topics",
+            foreign.join(", ")
+        )
+    })
 }
 
 /// Says how old an answer is, and which source holds it back.

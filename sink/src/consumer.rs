@@ -13,11 +13,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use lakeward_event::codec::any::AnyDecoder;
+use lakeward_event::codec::debezium::{DebeziumDecoder, KnownTable, Placeholder};
 use lakeward_event::codec::{Decoder, RecordRef};
 use lakeward_event::{Checkpoint, Ends, TableId, TableSchema, names};
 use lakeward_lake::system::{CheckpointTable, DeadLetter};
 use lakeward_log::{CheckpointReader, Log, RecordReader, RecordVisitor};
-use lakeward_runtime::config::{Config, DocumentRule, SourceConfig};
+use lakeward_runtime::config::{Config, DocumentRule, SourceConfig, SourceKind};
 use lakeward_runtime::{Error, Result};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::commit::{Committed, committed_of, raise};
 use crate::cut::{Cutter, NoRow, RowState, TableAt, row};
 use crate::dead_letter::{self, Places};
+use crate::foreign::{self, Cuts, TopicReader};
 use crate::retention::Held;
 use crate::table::{Pending, Shared, SinkTable, full_name, ident, source_of};
 use crate::{Until, checkpoints};
@@ -48,6 +50,8 @@ pub struct Sink {
     /// On topic names; None: all tables.
     pub tables: Option<globset::GlobMatcher>,
     pub until: Until,
+    /// Microseconds since 1970: what others wrote before is what a run until caught up has to reach.
+    pub started: i64,
 }
 
 /// The schemas of a source's log, read again when a version is unknown.
@@ -91,7 +95,8 @@ impl Schemas {
 
 /// Decodes records as they are read.
 struct Visitor {
-    source: String,
+    source: SourceConfig,
+    placeholder: Arc<Placeholder>,
     schemas: Arc<Schemas>,
     handle: Handle,
     topics: HashMap<String, TopicDecoder>,
@@ -101,12 +106,22 @@ struct Visitor {
 }
 
 struct TopicDecoder {
-    decoder: AnyDecoder,
+    decoder: TopicReader,
     places: Places,
     table: String,
 }
 
 impl Visitor {
+    /// Starts to decode a topic that others write. `table`: its name in the lake, or what it will most likely be.
+    fn open_foreign(&mut self, topic: &str, table: &str, known: Option<KnownTable>) {
+        let source = &self.source;
+        let decoder =
+            DebeziumDecoder::new(&source.name, &source.default_schema, topic, self.placeholder.clone(), known);
+        let decoder = TopicReader::Debezium(Box::new(decoder));
+        self.topics
+            .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
+    }
+
     /// Starts to decode a topic.
     fn open(&mut self, topic: &str, table: &str) -> Result<()> {
         if self.topics.contains_key(topic) {
@@ -128,6 +143,7 @@ impl Visitor {
             schemas.get(&name, version)
         };
         let decoder = AnyDecoder::new(Arc::new(find)).map_err(|e| Error::bug("the decoder cannot start").source(e))?;
+        let decoder = TopicReader::Own(Box::new(decoder));
         self.topics
             .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
         Ok(())
@@ -143,7 +159,7 @@ impl Visitor {
                 }
             }
             Err(error) => {
-                let letter = dead_letter::of_record(&self.source, &topic.table, record, &error);
+                let letter = dead_letter::of_record(&self.source.name, &topic.table, record, &error);
                 self.letters.push((record.topic.to_owned(), letter));
             }
         }
@@ -169,7 +185,8 @@ pub struct Worker {
     tables: BTreeMap<String, SinkTable>,
     /// Tables of the source that other sinks write, by topic.
     others: BTreeMap<String, TableId>,
-    checkpoints: Box<dyn CheckpointReader>,
+    /// None: not made yet.
+    checkpoints: Option<Box<dyn CheckpointReader>>,
     records: Box<dyn RecordReader>,
     /// None while records are read.
     visitor: Option<Box<Visitor>>,
@@ -205,11 +222,24 @@ impl Worker {
         let config = &sink.config;
         let cutter = Cutter::new(micros(config.checkpoint_interval), micros(config.sink.commit_interval), watermark);
         let sources = config.sources.len().max(1) as u64;
+        let foreign = source.kind == SourceKind::Debezium;
+        if foreign && sink.tables.is_some() {
+            return Err(Error::configuration(
+                "--table cannot limit a source of kind \"debezium\": its cuts are of the sink's own making, and two sinks would make two. Give each sink a source with its own `topics`",
+            )
+            .with("source", &source.name));
+        }
+        // Those of a source that others write are made from what its tables hold, which is loaded first.
+        let checkpoints = match foreign {
+            true => None,
+            false => Some(sink.log.checkpoints(&source.name, state.checkpoint).await?),
+        };
         let mut worker = Self {
-            checkpoints: sink.log.checkpoints(&source.name, state.checkpoint).await?,
+            checkpoints,
             records: sink.log.records(&source.name).await?,
             visitor: Some(Box::new(Visitor {
-                source: source.name.clone(),
+                placeholder: Arc::new(Placeholder::new(&source.unavailable_value_placeholder)),
+                source: source.clone(),
                 schemas: schemas.clone(),
                 handle: Handle::current(),
                 topics: HashMap::new(),
@@ -235,8 +265,29 @@ impl Worker {
         };
         worker.load_tables().await?;
         worker.expect_tables().await?;
+        if worker.checkpoints.is_none() {
+            worker.checkpoints = Some(Box::new(worker.cuts()?));
+        }
         worker.tell_held();
         Ok(worker)
+    }
+
+    /// Checkpoints of our own, behind all that the lake has.
+    fn cuts(&self) -> Result<Cuts> {
+        let config = &self.sink.config;
+        let newest = self.tables.values().filter_map(|table| table.committed().checkpoint).chain(self.state.checkpoint);
+        Cuts::new(
+            self.sink.log.clone(),
+            &self.source,
+            config.checkpoint_interval,
+            config.sink.commit_interval,
+            self.read.clone(),
+            newest.max().unwrap_or(0),
+        )
+    }
+
+    fn checkpoints(&mut self) -> Result<&mut Box<dyn CheckpointReader>> {
+        self.checkpoints.as_mut().ok_or_else(|| Error::bug("the worker reads no checkpoints"))
     }
 
     /// Takes up tables that have a schema in the log, whether or not they have rows.
@@ -244,7 +295,7 @@ impl Worker {
         for schema in self.schemas.newest() {
             let topic = names::topic(&schema.table);
             if !self.tables.contains_key(&topic) && !self.others.contains_key(&topic) {
-                self.add_table(schema.table.clone()).await?;
+                self.add_table(schema.table.clone(), topic.clone()).await?;
             }
             if let Some(table) = self.tables.get_mut(&topic) {
                 table.expect(&schema);
@@ -274,21 +325,38 @@ impl Worker {
                 continue;
             }
             let Some(table) = self.sink.shared.lake.load(&ident).await? else { continue };
-            if let Some(id) = source_of(&table).filter(|id| id.source == self.source.name) {
-                self.add_table(id).await?;
+            let Some(id) = source_of(&table).filter(|id| id.source == self.source.name) else { continue };
+            if self.source.kind != SourceKind::Debezium {
+                let topic = names::topic(&id);
+                self.add_table(id, topic).await?;
+                continue;
+            }
+            // Others name their topics as they like: the table knows which one it holds. One that holds nothing yet is found again
+            // by the first record of its topic.
+            let Some(topic) = committed_of(&table)?.offsets.into_keys().next() else { continue };
+            let (known, name) = (foreign::known(&id, &table)?, full_name(table.ident()));
+            self.add_table(id, topic.clone()).await?;
+            if let Some(visitor) = &mut self.visitor {
+                visitor.open_foreign(&topic, &name, Some(known));
             }
         }
         Ok(())
     }
 
-    async fn add_table(&mut self, id: TableId) -> Result<()> {
-        let topic = names::topic(&id);
+    async fn add_table(&mut self, id: TableId, topic: String) -> Result<()> {
+        if let Some(other) = self.tables.values().find(|table| *table.id() == id) {
+            return Err(Error::configuration(format!("two topics hold rows of {id}"))
+                .with("source", &self.source.name)
+                .with("one", other.topic())
+                .with("other", topic));
+        }
         if self.sink.tables.as_ref().is_some_and(|glob| !glob.is_match(&topic)) {
             self.others.insert(topic, id);
             return Ok(());
         }
         let rule = table_rule(&self.sink.config, &topic);
-        let table = SinkTable::open(self.sink.shared.clone(), id, &self.source.default_schema, rule).await?;
+        let table =
+            SinkTable::open(self.sink.shared.clone(), id, topic.clone(), &self.source.default_schema, rule).await?;
         if let Some(offsets) = table.committed().offsets.get(&topic) {
             raise(self.read.entry(topic.clone()).or_default(), offsets.iter().map(|(p, o)| (*p, *o)));
         }
@@ -318,12 +386,12 @@ impl Worker {
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return Ok(()),
-                    checkpoint = self.checkpoints.next() => self.queue.push_back(checkpoint?),
+                    checkpoint = self.checkpoints()?.next() => self.queue.push_back(checkpoint?),
                     () = changed(&mut until) => continue,
                 }
             }
             while self.queue.len() < LOOK_AHEAD {
-                match self.checkpoints.try_next().await? {
+                match self.checkpoints()?.try_next().await? {
                     Some(checkpoint) => self.queue.push_back(checkpoint),
                     None => break,
                 }
@@ -337,7 +405,12 @@ impl Worker {
 
     /// The checkpoint that the source is to reach.
     fn target(&self) -> Option<i64> {
-        self.sink.until.as_ref().and_then(|until| until.borrow().get(&self.source.name).copied())
+        let until = self.sink.until.as_ref()?;
+        match self.source.kind {
+            // Ids are times: a cut made since has all that was there.
+            SourceKind::Debezium => Some(self.sink.started),
+            SourceKind::Postgres | SourceKind::Mongodb => until.borrow().get(&self.source.name).copied(),
+        }
     }
 
     /// Reads up to the next commit point, or as far as one read goes, and commits what is due.
@@ -391,7 +464,8 @@ impl Worker {
 
     /// Reads every table's records up to these ends.
     async fn read_to(&mut self, touched: Ends) -> Result<()> {
-        for topic in touched.keys() {
+        let foreign = self.source.kind == SourceKind::Debezium;
+        for topic in touched.keys().filter(|_| !foreign) {
             if !self.tables.contains_key(topic) && !self.others.contains_key(topic) {
                 if self.schemas.table(topic).is_none() {
                     self.schemas.refresh().await?;
@@ -402,12 +476,14 @@ impl Worker {
                     tracing::debug!(source = %self.source.name, topic, "no schema, so no committed record");
                     continue;
                 };
-                self.add_table(id).await?;
+                self.add_table(id, topic.clone()).await?;
             }
         }
         let mut ends = Ends::new();
         for (topic, partitions) in touched {
-            if !self.tables.contains_key(&topic) {
+            if foreign {
+                self.start_foreign(&topic, &partitions).await?;
+            } else if !self.tables.contains_key(&topic) {
                 continue;
             }
             let read = self.read.entry(topic.clone()).or_default();
@@ -430,8 +506,10 @@ impl Worker {
             .take()
             .ok_or_else(|| Error::bug("records are being read already").with("source", &self.source.name))?;
         for topic in ends.keys() {
-            if let Some(table) = self.tables.get(topic) {
-                visitor.open(topic, &table.name())?;
+            match self.tables.get(topic) {
+                _ if foreign => {}
+                Some(table) => visitor.open(topic, &table.name())?,
+                None => {}
             }
         }
         let back = self.records.read_to(&ends, visitor).await?;
@@ -439,6 +517,9 @@ impl Worker {
             back.into_any().downcast::<Visitor>().map_err(|_| Error::bug("the log gave back another visitor"))?;
         if let Some(error) = visitor.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(error);
+        }
+        if foreign {
+            self.take_told(&visitor).await?;
         }
         for (topic, letter) in visitor.letters.drain(..) {
             if let Some(table) = self.tables.get_mut(&topic) {
@@ -461,6 +542,46 @@ impl Worker {
         self.visitor = Some(visitor);
         for (topic, partitions) in ends {
             raise(self.read.entry(topic).or_default(), partitions.into_iter());
+        }
+        Ok(())
+    }
+
+    /// Makes partitions of others ready that were never read: a log that was cut off before we came is no loss of ours.
+    async fn start_foreign(&mut self, topic: &str, partitions: &BTreeMap<i32, i64>) -> Result<()> {
+        let table = foreign::table_by_name(&self.source, topic);
+        let name = full_name(&ident(&table, &self.source.default_schema));
+        if let Some(visitor) = self.visitor.as_mut().filter(|visitor| !visitor.topics.contains_key(topic)) {
+            visitor.open_foreign(topic, &name, None);
+        }
+        let read = self.read.entry(topic.to_owned()).or_default();
+        if partitions.keys().all(|partition| read.contains_key(partition)) {
+            return Ok(());
+        }
+        let wanted = topic.to_owned();
+        let bounds = self.sink.log.foreign_bounds(Arc::new(move |topic| topic == wanted)).await?;
+        for (partition, (first, _)) in bounds.into_values().flatten() {
+            read.entry(partition).or_insert(first);
+        }
+        Ok(())
+    }
+
+    /// Takes up tables that records have told of.
+    async fn take_told(&mut self, visitor: &Visitor) -> Result<()> {
+        for (topic, reader) in &visitor.topics {
+            let has_letters = || visitor.letters.iter().any(|(of, _)| of == topic);
+            let id = match (reader.decoder.told(), self.tables.get(topic)) {
+                (Some(told), Some(table)) if table.id() == told => continue,
+                // Named by its topic so far, for its dead letters alone.
+                (Some(told), Some(table)) if table.table().is_none() => told.clone(),
+                (Some(told), None) => told.clone(),
+                (None, None) if has_letters() => foreign::table_by_name(&self.source, topic),
+                _ => continue,
+            };
+            let before = self.tables.remove(topic);
+            self.add_table(id, topic.clone()).await?;
+            if let (Some(table), Some(before)) = (self.tables.get_mut(topic), before) {
+                before.into_letters().into_iter().for_each(|letter| table.push_letter(letter));
+            }
         }
         Ok(())
     }

@@ -116,6 +116,37 @@ pub fn of_reduction(
     letters
 }
 
+/// Values that the source left out and that no row is there to take from, by batch, row and name of the column.
+pub fn of_left_out(
+    id: &TableId,
+    table: &str,
+    topic: &str,
+    reduction: &Reduction,
+    places: &[Places],
+    nowhere: impl Iterator<Item = (u32, u32, String)>,
+) -> Vec<DeadLetter> {
+    let letter = |(batch, row, column): (u32, u32, String)| {
+        let (batch, places) = (reduction.batches.get(batch as usize)?.batch(), places.get(batch as usize)?);
+        let row = row as usize;
+        let (partition, offset) = places.of(row);
+        Some(DeadLetter {
+            at: now(),
+            source: id.source.clone(),
+            table: table.to_owned(),
+            column: Some(column),
+            key: Some(key_json(batch, row)),
+            position: Some(position(batch, row)),
+            topic: topic.to_owned(),
+            partition,
+            offset,
+            error: "the source left this value out, and the lake has no row to take it from".to_owned(),
+            payload: None,
+            attempt: 1,
+        })
+    };
+    nowhere.filter_map(letter).collect()
+}
+
 /// Writes letters, and that everything below `done` has been judged. Where bad records stop the source, they stop here.
 pub async fn write(shared: &Arc<Shared>, letters: Vec<DeadLetter>, done: Ends) -> Result<()> {
     let Some(first) = letters.first() else { return Ok(()) };

@@ -9,6 +9,7 @@
 //! - [`table`]: a table, its schema and what is pending for it
 //! - [`reduce`]: last change per key, by columns
 //! - [`documents`]: columns of MongoDB documents
+//! - [`foreign`]: topics that others write: cuts of our own, tables that records tell
 //! - [`key_index`]: which file and row a key stands at
 //! - [`read`], [`writer`]: old rows in, data files and position deletes out
 //! - [`commit`]: offsets in a table's history
@@ -22,6 +23,7 @@ mod consumer;
 mod cut;
 mod dead_letter;
 mod documents;
+mod foreign;
 pub mod key_index;
 mod read;
 mod reduce;
@@ -35,7 +37,7 @@ use std::sync::Arc;
 use lakeward_lake::Lake;
 use lakeward_lake::system::{CheckpointTable, DeadLetterTable};
 use lakeward_log::Log;
-use lakeward_runtime::config::{Config, OnBadRecord, SourceConfig, SourceKind};
+use lakeward_runtime::config::{Config, OnBadRecord, SourceConfig};
 use lakeward_runtime::lock::RoleLock;
 use lakeward_runtime::retry::Backoff;
 use lakeward_runtime::{Action, Error, Result};
@@ -45,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use commit::{CHECKPOINT, Committed, OFFSETS, WATERMARK, committed_of};
 use consumer::{Sink, Worker};
+pub use foreign::topic_filter;
 use retention::Held;
 use table::Shared;
 pub use table::source_of;
@@ -89,13 +92,18 @@ pub async fn run(
         lake: lake.clone(),
     });
     let rows = CheckpointTable::open(&lake).await?;
-    let sink = Arc::new(Sink { config: config.clone(), shared, log, rows, tables, until: options.until });
+    let sink = Arc::new(Sink {
+        config: config.clone(),
+        shared,
+        log,
+        rows,
+        tables,
+        until: options.until,
+        started: dead_letter::now(),
+    });
     let mut workers = JoinSet::new();
     let stop = shutdown.child_token();
     for source in &config.sources {
-        if source.kind == SourceKind::Debezium {
-            return Err(Error::configuration(format!("source {}: kind \"debezium\" cannot be read yet", source.name)));
-        }
         workers.spawn(work(sink.clone(), source.clone(), stop.clone()));
     }
     let mut first: Result<()> = Ok(());

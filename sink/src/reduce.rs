@@ -406,6 +406,29 @@ impl Reduction {
         (left_out, needed)
     }
 
+    /// Values that were left out and are nowhere: batch, row and column of the layout, for some of the `columns`.
+    pub fn nowhere(&self, lake: &LakeRows, columns: &[usize]) -> Vec<(u32, u32, usize)> {
+        let is_nowhere = |source: Source| match source {
+            Source::Lake(index) => lake.rows.get(index as usize).copied().flatten().is_none(),
+            Source::Missing => true,
+            Source::Row { .. } | Source::Partial(_) => false,
+        };
+        let mut found = Vec::new();
+        for (_, source) in &self.rows {
+            let Source::Partial(newest) = *source else { continue };
+            let mut end = *source;
+            while let Source::Partial(index) = end {
+                end = self.partials[index as usize].base;
+            }
+            if is_nowhere(end) {
+                let newest = self.partials[newest as usize];
+                let lost = columns.iter().filter(|column| is_nowhere(self.resolve(*source, **column)));
+                found.extend(lost.map(|column| (newest.batch, newest.row, *column)));
+            }
+        }
+        found
+    }
+
     /// Where a column's value of a row is, following what partial rows build on.
     fn resolve(&self, mut source: Source, target: usize) -> Source {
         while let Source::Partial(index) = source {

@@ -91,12 +91,13 @@ impl SinkTable {
     pub async fn open(
         shared: Arc<Shared>,
         id: TableId,
+        topic: String,
         default_schema: &str,
         rule: Option<DocumentRule>,
     ) -> Result<Self> {
         let ident = ident(&id, default_schema);
         let mut this = Self {
-            topic: names::topic(&id),
+            topic,
             id,
             table: None,
             columns: ColumnMap::default(),
@@ -162,6 +163,11 @@ impl SinkTable {
     pub fn push_letter(&mut self, letter: DeadLetter) {
         self.bytes += letter.payload.as_ref().map_or(0, String::len) + 200;
         self.letters.push(letter);
+    }
+
+    /// What could not be read so far.
+    pub fn into_letters(self) -> Vec<DeadLetter> {
+        self.letters
     }
 
     /// The table at a newer metadata.
@@ -355,8 +361,7 @@ impl SinkTable {
                 let (reduction, places) = reduce_all(pending, &layout).await?;
                 let mut all = letters;
                 all.extend(dead_letter::of_reduction(&self.id, &self.name(), &self.topic, &reduction, &places));
-                dead_letter::write(&self.shared, all, offsets).await?;
-                writer::commit(self, reduction, layout, target).await?
+                writer::commit(self, reduction, layout, target, all, &places).await?
             }
             TableKind::Documents => documents::commit(self, pending, letters, target).await?,
         };

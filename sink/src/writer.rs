@@ -11,6 +11,7 @@ use arrow::compute::concat;
 use futures::TryStreamExt;
 use iceberg::spec::{DataFile, Operation};
 use lakeward_event::key::CanonicalKeys;
+use lakeward_lake::system::DeadLetter;
 use lakeward_lake::{
     Commit, DataFileWriter, Lake, LiveFile, SnapshotChange, SnapshotFiles, Table, TableChange, WriteOptions,
     position_deletes, write_position_deletes,
@@ -19,6 +20,7 @@ use lakeward_runtime::{Error, Result};
 use roaring::RoaringTreemap;
 
 use crate::commit::{Committed, is_ancestor};
+use crate::dead_letter::{self, Places};
 use crate::key_index::{Entry, KeyIndex};
 use crate::read::read_columns;
 use crate::reduce::{LakeRows, Layout, Reduction};
@@ -282,12 +284,14 @@ pub(crate) async fn index_at(table: &mut SinkTable, layout: &Layout, base: &Base
     catch_up(&lake, &current, layout, base, index).await
 }
 
-/// Writes and commits a reduction of a relational table.
+/// Writes and commits a reduction of a relational table, and before it `letters` and what turns out to be missing.
 pub(crate) async fn commit(
     table: &mut SinkTable,
     reduction: Reduction,
     layout: Layout,
     target: Committed,
+    letters: Vec<DeadLetter>,
+    places: &[Places],
 ) -> Result<Written> {
     let lake = table.shared.lake.clone();
     let mut reduction = Arc::new(reduction);
@@ -309,6 +313,20 @@ pub(crate) async fn commit(
                     remove(&lake, &stale.files).await;
                 }
                 let rows = read_lake(&lake, &base, &layout, &reduction, &hits, &columns, &needed).await?;
+                let mut all = letters.clone();
+                let name =
+                    |(batch, row, column): (u32, u32, usize)| (batch, row, layout.schema.field(column).name().clone());
+                let nowhere = reduction.nowhere(&rows, &columns).into_iter().map(name);
+                all.extend(dead_letter::of_left_out(
+                    &table.id,
+                    &table.name(),
+                    &table.topic,
+                    &reduction,
+                    places,
+                    nowhere,
+                ));
+                // A try that comes after another writes none twice.
+                dead_letter::write(&table.shared, all, target.offsets.clone()).await?;
                 let (sorting, for_rows) = (layout.clone(), left_out.clone());
                 let source = blocking(move || {
                     let mut own = Arc::try_unwrap(reduction).map_err(|_| Error::bug("a reduction is shared"))?;

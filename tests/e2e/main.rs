@@ -7,6 +7,7 @@
 mod bad_input;
 mod codecs;
 mod consistency;
+mod debezium;
 mod disk_full;
 mod embedded;
 mod faults;

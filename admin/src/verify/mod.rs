@@ -26,10 +26,10 @@ use std::time::Duration;
 
 use globset::{Glob, GlobMatcher};
 use lakeward_event::{TableId, names};
-use lakeward_lake::Lake;
+use lakeward_lake::{Lake, SOURCE_PROPERTY};
 use lakeward_lake::system::CheckpointTable;
 use lakeward_log::Log;
-use lakeward_runtime::config::{Config, SourceKind, TableConfig};
+use lakeward_runtime::config::{Config, SourceConfig, SourceKind, TableConfig};
 use lakeward_runtime::{Error, Result};
 
 pub use report::{Difference, DifferingKey, Report, Skipped, TableReport, Totals};
@@ -69,14 +69,35 @@ pub async fn verify(config: &Config, tables: &[String], mut progress: impl FnMut
             SourceKind::Mongodb => {
                 mongodb::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?
             }
-            SourceKind::Debezium => report.skipped.push(Skipped {
-                table: format!("{}.*", source.name),
-                reason: "its topics are another's, and their database is not known here".into(),
-            }),
+            SourceKind::Debezium => foreign(&verifier, source, &mut selection, &mut report).await?,
         }
     }
     selection.all_used()?;
     Ok(report)
+}
+
+/// Says of each table of a source that others write that it cannot be compared.
+async fn foreign(
+    verifier: &Verifier,
+    source: &SourceConfig,
+    selection: &mut Selection,
+    report: &mut Report,
+) -> Result<()> {
+    let mut tables = Vec::new();
+    for ident in verifier.lake.tables().await? {
+        let Some(table) = verifier.lake.load(&ident).await? else { continue };
+        let id = table.properties().get(SOURCE_PROPERTY).and_then(|id| serde_json::from_str::<TableId>(id).ok());
+        tables.extend(id.filter(|id| id.source == source.name && selection.takes(id, &source.default_schema)));
+    }
+    let names: Vec<String> = match tables.is_empty() {
+        true if selection.globs.is_empty() => vec![format!("{}.*", source.name)],
+        _ => tables.iter().map(|id| sql_name(id, &source.default_schema)).collect(),
+    };
+    report.skipped.extend(names.into_iter().map(|table| Skipped {
+        table,
+        reason: "there is no database to compare with: others write its topic (kind \"debezium\")".into(),
+    }));
+    Ok(())
 }
 
 /// `namespace.table`, as in SQL and in `lakeward.checkpoints`.

@@ -89,6 +89,7 @@ impl Source {
                 on_budget: OnBudget::Stop,
                 slot: name.clone(),
                 publication: name.clone(),
+                unavailable_value_placeholder: String::new(),
                 topics: vec![],
             },
             log: KafkaLog::open(&kafka, "test").unwrap(),

@@ -5,9 +5,11 @@
 //! - [`json`]: a record per change, Debezium's envelope
 //! - [`arrow`]: a record per batch of one table and partition, Arrow IPC
 //! - [`any`]: the decoder of a topic, whichever of them wrote its records
+//! - [`debezium`]: topics that a Debezium writes; read only
 
 pub mod any;
 pub mod arrow;
+pub mod debezium;
 pub mod json;
 
 use std::ops::Range;
@@ -65,7 +67,7 @@ pub struct RecordRef<'a> {
     pub key: Option<&'a [u8]>,
     /// None: a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Value of the header [`HEADER`].
+    /// Value of the header [`HEADER`]; of a record without it, of [`debezium::OLD_KEY`].
     pub header: Option<&'a [u8]>,
 }
 

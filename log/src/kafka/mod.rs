@@ -37,7 +37,9 @@ use self::control::{KafkaCheckpointReader, KafkaSignalReader, PARTITION};
 use self::reader::KafkaRecordReader;
 use self::topics::{Purpose, Topics};
 use self::writer::KafkaWriter;
-use crate::{CheckpointReader, Error, Log, RecordReader, Result, Signal, SignalReader, TopicUnread, Writer};
+use crate::{
+    Bounds, CheckpointReader, Error, Log, RecordReader, Result, Signal, SignalReader, TopicFilter, TopicUnread, Writer,
+};
 
 /// A signal that the brokers do not take in this time is not sent.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -134,11 +136,16 @@ impl Log for KafkaLog {
         Ok(Box::new(reader))
     }
 
-    async fn bounds(&self, source: &str) -> Result<BTreeMap<String, BTreeMap<i32, (i64, i64)>>> {
-        let (client, prefix) = (self.client.clone(), format!("{source}."));
+    async fn bounds(&self, source: &str) -> Result<Bounds> {
+        let prefix = format!("{source}.");
+        self.foreign_bounds(Arc::new(move |topic| topic.starts_with(&prefix))).await
+    }
+
+    async fn foreign_bounds(&self, wanted: TopicFilter) -> Result<Bounds> {
+        let client = self.client.clone();
         blocking(move || {
-            let mut bounds = BTreeMap::new();
-            for (topic, partitions) in client.topics(&prefix)? {
+            let mut bounds = Bounds::new();
+            for (topic, partitions) in client.topics_where(|topic| wanted(topic))? {
                 let mut of_topic = BTreeMap::new();
                 for partition in partitions {
                     of_topic.insert(partition, client.watermarks(&topic, partition)?);

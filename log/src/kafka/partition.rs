@@ -8,6 +8,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use lakeward_event::codec::debezium::OLD_KEY;
 use lakeward_event::codec::{HEADER, RecordRef};
 use rdkafka::bindings as rdsys;
 use rdkafka::consumer::Consumer as _;
@@ -234,13 +235,14 @@ unsafe fn bytes<'a>(start: *const c_void, len: usize) -> Option<&'a [u8]> {
     (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start.cast::<u8>(), len) })
 }
 
-/// The value of our header. Looked up by name in C: rdkafka's own reading of headers panics at names that are not UTF-8.
+/// The value of our header, or of the one that Debezium marks a changed key with. Looked up by name in C: rdkafka's own reading
+/// of headers panics at names that are not UTF-8.
 ///
 /// # Safety
 /// As for [`record`].
 unsafe fn header<'a>(message: *mut rdsys::rd_kafka_message_t) -> Option<&'a [u8]> {
-    const NAME: &[u8] = b"lakeward\0";
-    const { assert!(NAME.len() == HEADER.len() + 1) };
+    const NAMES: [&[u8]; 2] = [b"lakeward\0", b"__debezium.oldkey\0"];
+    const { assert!(NAMES[0].len() == HEADER.len() + 1 && NAMES[1].len() == OLD_KEY.len() + 1) };
     let mut headers = std::ptr::null_mut();
     let mut value: *const c_void = std::ptr::null();
     let mut len = 0;
@@ -249,10 +251,12 @@ unsafe fn header<'a>(message: *mut rdsys::rd_kafka_message_t) -> Option<&'a [u8]
         if rdsys::rd_kafka_message_headers(message, &mut headers) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return None;
         }
-        let found = rdsys::rd_kafka_header_get_last(headers, NAME.as_ptr().cast::<c_char>(), &mut value, &mut len);
-        if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
+        for name in NAMES {
+            let found = rdsys::rd_kafka_header_get_last(headers, name.as_ptr().cast::<c_char>(), &mut value, &mut len);
+            if found == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return bytes(value, len);
+            }
         }
-        bytes(value, len)
+        None
     }
 }

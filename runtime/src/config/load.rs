@@ -22,6 +22,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(4);
 /// Default of `wal_budget`: what a small server can spare.
 const WAL_BUDGET: u64 = 10 << 30;
+/// Debezium's own default.
+const UNAVAILABLE_VALUE_PLACEHOLDER: &str = "__debezium_unavailable_value";
 /// Default of `memory` for the sink.
 const SINK_MEMORY: u64 = 1 << 30;
 /// Default of `retention`: a sink may be down over a long weekend.
@@ -72,6 +74,7 @@ struct RawSource {
     #[serde(default)]
     topics: Vec<String>,
     schema: Option<String>,
+    unavailable_value_placeholder: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -398,6 +401,13 @@ fn check(raw: RawConfig) -> Result<Config> {
         None => check_embedded(None, None, &state_dir)?,
         Some(log) => check_log(log, &state_dir)?,
     };
+    let foreign = sources.iter().find(|s| s.kind == SourceKind::Debezium);
+    if let (LogConfig::Embedded(_), Some(source)) = (&log, foreign) {
+        return Err(Error::configuration(format!(
+            "source.`{}`: a Debezium writes to Kafka: set `kind = \"kafka\"` and `brokers` in [log]",
+            source.name
+        )));
+    }
     let commit_interval = raw.sink.commit_interval.map_or_else(|| COMMIT_INTERVAL.max(checkpoint_interval), |s| s.0);
     let ratio = commit_interval.as_micros() / checkpoint_interval.as_micros();
     if !commit_interval.as_micros().is_multiple_of(checkpoint_interval.as_micros()) || !ratio.is_power_of_two() {
@@ -491,6 +501,9 @@ fn check_source(config_name: &str, raw: RawSource) -> Result<SourceConfig> {
         on_budget,
         slot: raw.slot.unwrap_or_else(|| own.clone()),
         publication: raw.publication.unwrap_or(own),
+        unavailable_value_placeholder: raw
+            .unavailable_value_placeholder
+            .unwrap_or_else(|| UNAVAILABLE_VALUE_PLACEHOLDER.into()),
         topics: if raw.topics.is_empty() { vec![format!("{name}.*")] } else { raw.topics },
         name,
     })

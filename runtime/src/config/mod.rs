@@ -52,6 +52,8 @@ pub struct SourceConfig {
     pub publication: String,
     /// Debezium: globs of topics to read.
     pub topics: Vec<String>,
+    /// Debezium: what it writes in the place of a value that its source left out.
+    pub unavailable_value_placeholder: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -298,6 +298,7 @@ impl Bench {
                 on_budget: OnBudget::Stop,
                 slot: String::new(),
                 publication: String::new(),
+                unavailable_value_placeholder: String::new(),
             }],
             tables: BTreeMap::new(),
             log: LogConfig::Kafka(kafka()),

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -110,6 +112,45 @@ pub fn produce(brokers: &str, topic: &str, partition: i32, key: &[u8], value: &[
     let producer: FutureProducer = client(brokers).create().unwrap();
     let record = FutureRecord::to(topic).partition(partition).key(key).payload(value);
     block_on(producer.send(record, TIMEOUT)).map_err(|(error, _)| error).unwrap().offset
+}
+
+/// A record as another's connector writes it.
+#[derive(Debug, Clone, Default)]
+pub struct Foreign {
+    pub topic: String,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// Makes topics of one partition for others' records.
+pub fn create_topics(brokers: &str, topics: &[String]) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
+    let topics: Vec<NewTopic<'_>> = topics.iter().map(|t| NewTopic::new(t, 1, TopicReplication::Fixed(1))).collect();
+    for result in block_on(admin.create_topics(&topics, &AdminOptions::new())).unwrap() {
+        result.unwrap();
+    }
+}
+
+/// Produces others' records, in order.
+pub fn produce_foreign(brokers: &str, records: &[Foreign]) {
+    let producer: FutureProducer = client(brokers).set("enable.idempotence", "true").create().unwrap();
+    let sent: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let mut headers = OwnedHeaders::new();
+            for (key, value) in &record.headers {
+                headers = headers.insert(Header { key, value: Some(value) });
+            }
+            let mut out = FutureRecord::<[u8], [u8]>::to(&record.topic).partition(0).headers(headers);
+            out.key = record.key.as_deref();
+            out.payload = record.value.as_deref();
+            producer.send_result(out).map_err(|(error, _)| error).unwrap()
+        })
+        .collect();
+    for one in sent {
+        block_on(one).unwrap().map_err(|(error, _)| error).unwrap();
+    }
 }
 
 /// The same with our header and no key, as a record of the `arrow` codec has it.

@@ -60,6 +60,13 @@ impl Pipeline {
         pipeline
     }
 
+    /// Topics `<name>.…` that a Debezium writes; `settings`: further lines of the source.
+    pub fn debezium(mut self, name: &str, settings: &str) -> Self {
+        self.sources.push_str(&format!("\n[[source]]\nname = \"{name}\"\nkind = \"debezium\"\n{settings}\n"));
+        self.names.push(name.to_owned());
+        self
+    }
+
     /// A source by its parts.
     pub fn source(mut self, name: &str, kind: &str, url: &str) -> Self {
         self.sources.push_str(&format!("\n[[source]]\nname = \"{name}\"\nkind = \"{kind}\"\nurl = \"{url}\"\n"));
@@ -285,6 +292,13 @@ impl Lakeward {
         self.try_sql(query).unwrap_or_else(|(code, error)| panic!("exit {code} for {query}\n{error}"))
     }
 
+    /// The rows of a query, each value as PostgreSQL's text.
+    pub fn rows(&self, query: &str) -> Vec<Vec<Option<String>>> {
+        let output = self.call(&["sql", "--format", "csv", "-c", query]);
+        assert!(output.status.success(), "{query}: {}", String::from_utf8_lossy(&output.stderr));
+        csv(&String::from_utf8(output.stdout).expect("UTF-8"))
+    }
+
     /// The value of a query for one value.
     pub fn value(&self, query: &str) -> Value {
         let rows = self.sql(query);
@@ -352,6 +366,28 @@ impl Drop for Lakeward {
             delete_topics(&self.servers.kafka, &self.names);
         }
     }
+}
+
+/// Rows of CSV, the line of names among them; nothing at all between two commas is NULL.
+fn csv(text: &str) -> Vec<Vec<Option<String>>> {
+    let (mut rows, mut row, mut value, mut quoted, mut open) = (Vec::new(), Vec::new(), String::new(), false, false);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if open && chars.peek() == Some(&'"') => value.extend(chars.next()),
+            '"' => (open, quoted) = (!open, true),
+            ',' | '\n' if !open => {
+                let value = std::mem::take(&mut value);
+                row.push((quoted || !value.is_empty()).then_some(value));
+                quoted = false;
+                if c == '\n' {
+                    rows.push(std::mem::take(&mut row));
+                }
+            }
+            c => value.push(c),
+        }
+    }
+    rows
 }
 
 fn tail(log: &Path) -> String {

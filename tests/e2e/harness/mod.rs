@@ -22,8 +22,8 @@ use rand::Rng;
 
 pub use disk::Disk;
 pub use kafka::{
-    Record, add_partitions, delete_topic, delete_topics, produce, produce_with_header, record_headers, set_topic,
-    stream_records,
+    Foreign, Record, add_partitions, create_topics, delete_topic, delete_topics, produce, produce_foreign,
+    produce_with_header, record_headers, set_topic, stream_records,
 };
 pub use lakeward::{Lakeward, Pipeline, Process};
 pub use load::{mongo_load, mongo_tables, postgres_load, postgres_tables};

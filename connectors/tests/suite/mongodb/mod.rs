@@ -114,6 +114,7 @@ impl Source {
             on_budget: OnBudget::Stop,
             slot: String::new(),
             publication: String::new(),
+            unavailable_value_placeholder: String::new(),
             topics: Vec::new(),
         }
     }
@@ -219,7 +220,7 @@ impl Source {
 fn position(checkpoint: &Checkpoint) -> (u64, &str) {
     match &checkpoint.draft.position {
         Position::Mongodb { cluster_time, token } => (*cluster_time, token),
-        Position::Postgres { .. } => panic!("a position of PostgreSQL"),
+        other => panic!("not a position of MongoDB: {other}"),
     }
 }
 

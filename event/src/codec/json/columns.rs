@@ -19,7 +19,7 @@ use crate::types::{LIST_ELEMENT, LogicalType};
 
 /// The rows of one side (`after` or `before`).
 #[derive(Debug)]
-pub(super) struct Rows {
+pub(in crate::codec) struct Rows {
     columns: Vec<Column>,
     validity: NullBufferBuilder,
     rows: usize,
@@ -29,7 +29,7 @@ pub(super) struct Rows {
 
 /// One column, or the elements of a list column.
 #[derive(Debug)]
-pub(super) struct Column {
+pub(in crate::codec) struct Column {
     ty: LogicalType,
     values: Values,
     validity: NullBufferBuilder,
@@ -57,6 +57,10 @@ impl Rows {
             rows: 0,
             filled: 0,
         }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows
     }
 
     pub fn append_null(&mut self) {
@@ -114,6 +118,10 @@ impl Column {
             LogicalType::List(element) => Values::List(vec![0], Box::new(Self::new(element))),
         };
         Self { ty: ty.clone(), values, validity: NullBufferBuilder::new(0), scratch: Vec::new() }
+    }
+
+    pub fn ty(&self) -> &LogicalType {
+        &self.ty
     }
 
     pub fn len(&self) -> usize {
@@ -218,6 +226,68 @@ impl Column {
         Ok(())
     }
 
+    /// Appends a whole number; false: the column is of another type or narrower, and unchanged.
+    pub fn append_long(&mut self, value: i64) -> bool {
+        match &mut self.values {
+            Values::I32(values) => match i32::try_from(value) {
+                Ok(value) => values.push(value),
+                Err(_) => return false,
+            },
+            Values::I64(values) => values.push(value),
+            _ => return false,
+        }
+        self.validity.append_non_null();
+        true
+    }
+
+    /// Appends a decimal's unscaled value; false as for [`append_long`](Self::append_long).
+    pub fn append_decimal(&mut self, unscaled: i128) -> bool {
+        let (Values::Decimal(values), LogicalType::Decimal { precision, .. }) = (&mut self.values, &self.ty) else {
+            return false;
+        };
+        if 10u128.checked_pow(u32::from(*precision)).is_none_or(|limit| unscaled.unsigned_abs() >= limit) {
+            return false;
+        }
+        values.push(unscaled);
+        self.validity.append_non_null();
+        true
+    }
+
+    /// Appends to a column of strings or bytes what `write` does; None of it: nothing is appended, and false returned.
+    pub fn append_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<()>) -> bool {
+        let Values::Bytes(ends, data) = &mut self.values else { return false };
+        let start = data.len();
+        match write(data).and_then(|()| i32::try_from(data.len()).ok()) {
+            Some(end) => {
+                ends.push(end);
+                self.validity.append_non_null();
+                true
+            }
+            None => {
+                data.truncate(start);
+                false
+            }
+        }
+    }
+
+    /// Appends a list of what `fill` appends to the elements, when it says true.
+    pub fn append_list(&mut self, fill: impl FnOnce(&mut Self) -> Parsed<bool>) -> Parsed<bool> {
+        let Values::List(ends, elements) = &mut self.values else { return Ok(false) };
+        let start = elements.len();
+        let filled = fill(elements);
+        match (filled, i32::try_from(elements.len())) {
+            (Ok(true), Ok(end)) => {
+                ends.push(end);
+                self.validity.append_non_null();
+                Ok(true)
+            }
+            (filled, _) => {
+                elements.truncate(start);
+                filled.map(|_| false)
+            }
+        }
+    }
+
     /// Appends text to a column of strings.
     pub fn append_text(&mut self, text: Raw<'_>) -> Parsed<()> {
         let Values::Bytes(ends, data) = &mut self.values else { return Ok(()) };
@@ -230,7 +300,7 @@ impl Column {
         Ok(())
     }
 
-    fn truncate(&mut self, len: usize) {
+    pub fn truncate(&mut self, len: usize) {
         match &mut self.values {
             Values::Bool(values) => values.truncate(len),
             Values::I32(values) => values.truncate(len),

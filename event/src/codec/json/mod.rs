@@ -44,7 +44,7 @@
 //! - [`scan`], [`text`]: JSON without types, and values without JSON
 
 mod cells;
-mod columns;
+pub(in crate::codec) mod columns;
 mod decode;
 mod encode;
 pub(crate) mod scan;

@@ -40,6 +40,21 @@ impl<'a> Scanner<'a> {
         Err(Bad { reason: reason.into(), at: self.at })
     }
 
+    /// Byte of the text that is read next.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> &'a [u8] {
+        self.text
+    }
+
+    /// Goes back to where [`at`](Self::at) was.
+    pub fn rewind(&mut self, at: usize) {
+        self.at = at.min(self.text.len());
+    }
+
     /// The next byte that is not white space.
     #[inline]
     pub fn peek(&mut self) -> Option<u8> {
