@@ -68,6 +68,7 @@ for reader in readers.split(","):
         import duckdb_extension_iceberg
 
         connection = duckdb.connect()
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("SET TimeZone = 'UTC'")
         # By path: by name, DuckDB would download them.
         for module, extension in ((duckdb_extension_avro, "avro"), (duckdb_extension_iceberg, "iceberg")):

@@ -18,6 +18,7 @@ loaded = found.load_table(table)
 rows = sorted([r["id"], r["name"]] for r in loaded.scan().to_arrow().to_pylist())
 print(json.dumps(rows))
 connection = duckdb.connect()
+connection.execute("SET enable_progress_bar = false")
 try:
     import duckdb_extension_avro, duckdb_extension_iceberg, glob, os
     for module in (duckdb_extension_avro, duckdb_extension_iceberg):
