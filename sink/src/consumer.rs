@@ -6,18 +6,16 @@
 //! offsets, so what it has already is not read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use lakeward_event::codec::any::AnyDecoder;
-use lakeward_event::codec::debezium::{DebeziumDecoder, KnownTable, Placeholder};
-use lakeward_event::codec::{Decoder, RecordRef};
-use lakeward_event::{Checkpoint, Ends, TableId, TableSchema, names};
-use lakeward_lake::system::{CheckpointTable, DeadLetter};
-use lakeward_log::{CheckpointReader, Log, RecordReader, RecordVisitor};
+use lakeward_event::codec::Decoder;
+use lakeward_event::codec::debezium::Placeholder;
+use lakeward_event::{Checkpoint, Ends, TableId, names};
+use lakeward_lake::system::CheckpointTable;
+use lakeward_log::{CheckpointReader, Log, RecordReader};
 use lakeward_runtime::config::{Config, DocumentRule, SourceConfig, SourceKind};
 use lakeward_runtime::{Error, Result};
 use tokio::runtime::Handle;
@@ -26,9 +24,10 @@ use tokio_util::sync::CancellationToken;
 use crate::commit::{Committed, committed_of, raise};
 use crate::cut::{Cutter, NoRow, RowState, TableAt, row};
 use crate::dead_letter::{self, Places};
-use crate::foreign::{self, Cuts, TopicReader};
+use crate::foreign::{self, Cuts};
 use crate::retention::Held;
 use crate::table::{Pending, Shared, SinkTable, full_name, ident, source_of};
+use crate::visitor::{Schemas, Visitor};
 use crate::{Until, checkpoints};
 
 /// Checkpoints looked ahead: enough to see how far behind the worker is.
@@ -52,128 +51,6 @@ pub struct Sink {
     pub until: Until,
     /// Microseconds since 1970: what others wrote before is what a run until caught up has to reach.
     pub started: i64,
-}
-
-/// The schemas of a source's log, read again when a version is unknown.
-struct Schemas {
-    log: Arc<dyn Log>,
-    source: String,
-    known: RwLock<HashMap<(String, u32), Arc<TableSchema>>>,
-}
-
-impl Schemas {
-    async fn refresh(&self) -> Result<()> {
-        let all = self.log.schemas(&self.source).await?;
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.extend(all.into_iter().map(|s| ((names::topic(&s.table), s.version), s)));
-        Ok(())
-    }
-
-    fn get(&self, topic: &str, version: u32) -> Option<Arc<TableSchema>> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(&(topic.to_owned(), version)).cloned()
-    }
-
-    /// The newest schema of each topic.
-    fn newest(&self) -> Vec<Arc<TableSchema>> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let mut newest: BTreeMap<&str, &Arc<TableSchema>> = BTreeMap::new();
-        for ((topic, _), schema) in known.iter() {
-            let slot = newest.entry(topic).or_insert(schema);
-            if slot.version < schema.version {
-                *slot = schema;
-            }
-        }
-        newest.into_values().cloned().collect()
-    }
-
-    fn table(&self, topic: &str) -> Option<TableId> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.iter().find(|((t, _), _)| t == topic).map(|(_, schema)| schema.table.clone())
-    }
-}
-
-/// Decodes records as they are read.
-struct Visitor {
-    source: SourceConfig,
-    placeholder: Arc<Placeholder>,
-    schemas: Arc<Schemas>,
-    handle: Handle,
-    topics: HashMap<String, TopicDecoder>,
-    letters: Vec<(String, DeadLetter)>,
-    /// A failure that is no record's fault.
-    failure: Arc<Mutex<Option<Error>>>,
-}
-
-struct TopicDecoder {
-    decoder: TopicReader,
-    places: Places,
-    table: String,
-}
-
-impl Visitor {
-    /// Starts to decode a topic that others write. `table`: its name in the lake, or what it will most likely be.
-    fn open_foreign(&mut self, topic: &str, table: &str, known: Option<KnownTable>) {
-        let source = &self.source;
-        let decoder =
-            DebeziumDecoder::new(&source.name, &source.default_schema, topic, self.placeholder.clone(), known);
-        let decoder = TopicReader::Debezium(Box::new(decoder));
-        self.topics
-            .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
-    }
-
-    /// Starts to decode a topic.
-    fn open(&mut self, topic: &str, table: &str) -> Result<()> {
-        if self.topics.contains_key(topic) {
-            return Ok(());
-        }
-        let (schemas, handle, failure) = (self.schemas.clone(), self.handle.clone(), self.failure.clone());
-        let missing = Mutex::new(HashSet::new());
-        let name = topic.to_owned();
-        let find = move |version: u32| {
-            if let Some(schema) = schemas.get(&name, version) {
-                return Some(schema);
-            }
-            // A version that is not there after one look stays unknown: its records are dead letters.
-            if missing.lock().unwrap_or_else(PoisonError::into_inner).insert(version)
-                && let Err(error) = handle.block_on(schemas.refresh())
-            {
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-            }
-            schemas.get(&name, version)
-        };
-        let decoder = AnyDecoder::new(Arc::new(find)).map_err(|e| Error::bug("the decoder cannot start").source(e))?;
-        let decoder = TopicReader::Own(Box::new(decoder));
-        self.topics
-            .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
-        Ok(())
-    }
-
-    fn take(&mut self, record: &RecordRef<'_>) {
-        let Some(topic) = self.topics.get_mut(record.topic) else { return };
-        let first = topic.decoder.rows();
-        match topic.decoder.push(record) {
-            Ok(()) => {
-                if topic.decoder.rows() > first {
-                    topic.places.push(first as u32, record.partition, record.offset);
-                }
-            }
-            Err(error) => {
-                let letter = dead_letter::of_record(&self.source.name, &topic.table, record, &error);
-                self.letters.push((record.topic.to_owned(), letter));
-            }
-        }
-    }
-}
-
-impl RecordVisitor for Visitor {
-    fn record(&mut self, record: &RecordRef<'_>) -> ControlFlow<()> {
-        self.take(record);
-        ControlFlow::Continue(())
-    }
-    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
-        self
-    }
 }
 
 /// A source's worker, from one start to its end.

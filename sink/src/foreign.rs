@@ -58,6 +58,11 @@ struct Goal {
 pub struct Cuts {
     log: Arc<dyn Log>,
     filter: TopicFilter,
+    course: Course,
+}
+
+/// The way from cut to cut. Pure: ends in, checkpoints out.
+struct Course {
     source: String,
     /// Microseconds.
     grid: i64,
@@ -83,10 +88,8 @@ impl Cuts {
         after: i64,
     ) -> Result<Self> {
         let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX).max(1);
-        Ok(Self {
-            filter: topic_filter(source)?,
+        let course = Course {
             source: source.name.clone(),
-            log,
             grid: micros(grid),
             interval: micros(interval),
             goal: None,
@@ -94,18 +97,15 @@ impl Cuts {
             since: i64::MIN,
             reached: None,
             last_id: after,
-        })
+        };
+        Ok(Self { filter: topic_filter(source)?, log, course })
     }
+}
 
+impl Course {
     /// The next tick at which the topics are looked at; the first look is at once.
     fn due(&self) -> i64 {
         self.reached.map_or(i64::MIN, |reached| (reached.div_euclid(self.interval) + 1).saturating_mul(self.interval))
-    }
-
-    async fn look(&mut self) -> Result<()> {
-        let asked_at = now();
-        let bounds = self.log.foreign_bounds(self.filter.clone()).await?;
-        self.aim(&bounds, asked_at)
     }
 
     /// Makes the ends of the topics, asked for at `asked_at`, the next cut.
@@ -191,16 +191,18 @@ impl CheckpointReader for Cuts {
             if let Some(checkpoint) = self.try_next().await? {
                 return Ok(checkpoint);
             }
-            let wait = u64::try_from(self.due().saturating_sub(now())).unwrap_or(0);
+            let wait = u64::try_from(self.course.due().saturating_sub(now())).unwrap_or(0);
             sleep(Duration::from_micros(wait.clamp(1_000, 60_000_000))).await;
         }
     }
 
     async fn try_next(&mut self) -> Result<Option<Checkpoint>> {
-        if self.goal.is_none() && now() >= self.due() {
-            self.look().await?;
+        let asked_at = now();
+        if self.course.goal.is_none() && asked_at >= self.course.due() {
+            let bounds = self.log.foreign_bounds(self.filter.clone()).await?;
+            self.course.aim(&bounds, asked_at)?;
         }
-        Ok(self.step())
+        Ok(self.course.step())
     }
 }
 
@@ -289,43 +291,8 @@ mod tests {
 
     use super::*;
 
-    struct NoLog;
-
-    #[async_trait]
-    impl Log for NoLog {
-        async fn writer(&self, _: &str) -> Result<(Box<dyn lakeward_log::Writer>, Option<Checkpoint>)> {
-            Err(Error::bug("not asked"))
-        }
-        async fn last_checkpoint(&self, _: &str) -> Result<Option<Checkpoint>> {
-            Err(Error::bug("not asked"))
-        }
-        async fn checkpoints(&self, _: &str, _: Option<i64>) -> Result<Box<dyn CheckpointReader>> {
-            Err(Error::bug("not asked"))
-        }
-        async fn records(&self, _: &str) -> Result<Box<dyn lakeward_log::RecordReader>> {
-            Err(Error::bug("not asked"))
-        }
-        async fn schemas(&self, _: &str) -> Result<Vec<Arc<lakeward_event::TableSchema>>> {
-            Err(Error::bug("not asked"))
-        }
-        async fn signal(&self, _: &str, _: &lakeward_log::Signal) -> Result<()> {
-            Err(Error::bug("not asked"))
-        }
-        async fn signals(&self, _: &str) -> Result<Box<dyn lakeward_log::SignalReader>> {
-            Err(Error::bug("not asked"))
-        }
-        async fn bounds(&self, _: &str) -> Result<Bounds> {
-            Err(Error::bug("not asked"))
-        }
-        async fn unread(&self, _: &str, _: &Ends) -> Result<BTreeMap<String, lakeward_log::TopicUnread>> {
-            Err(Error::bug("not asked"))
-        }
-    }
-
-    fn cuts(held: Ends) -> Cuts {
-        Cuts {
-            log: Arc::new(NoLog),
-            filter: Arc::new(|_| true),
+    fn course(held: Ends) -> Course {
+        Course {
             source: "s".into(),
             grid: 1_000_000,
             interval: 4_000_000,
@@ -348,7 +315,7 @@ mod tests {
     #[test]
     fn a_backlog_is_cut_into_steps_and_only_the_last_is_a_cut() {
         let held = Ends::from([("a".to_owned(), BTreeMap::from([(0, 10), (1, 0)]))]);
-        let mut cuts = cuts(held);
+        let mut cuts = course(held);
         cuts.aim(&bounds(&[("a", 0, 300), ("a", 1, 300), ("b", 0, 5)]), 9_700_000).unwrap();
         let mut steps = Vec::new();
         while let Some(step) = cuts.step() {
@@ -373,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_topic_made_again_is_not_read_as_if_it_were_the_old_one() {
-        let mut cuts = cuts(Ends::from([("a".to_owned(), BTreeMap::from([(0, 10)]))]));
+        let mut cuts = course(Ends::from([("a".to_owned(), BTreeMap::from([(0, 10)]))]));
         let error = cuts.aim(&bounds(&[("a", 0, 9)]), 0).unwrap_err();
         assert!(error.to_string().contains("made again"), "{error}");
     }

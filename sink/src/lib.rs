@@ -11,6 +11,7 @@
 //! - [`documents`]: columns of MongoDB documents
 //! - [`foreign`]: topics that others write: cuts of our own, tables that records tell
 //! - [`key_index`]: which file and row a key stands at
+//! - [`visitor`]: records to the decoders of their topics
 //! - [`read`], [`writer`]: old rows in, data files and position deletes out
 //! - [`commit`]: offsets in a table's history
 //! - [`checkpoints`]: rows of `lakeward.checkpoints`
@@ -29,6 +30,7 @@ mod read;
 mod reduce;
 mod retention;
 mod table;
+mod visitor;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -30,12 +30,14 @@
 //! - [`value`], [`text`]: values to columns
 //! - [`documents`]: MongoDB's dialects of Extended JSON
 //! - [`record`]: a record taken apart
+//! - [`rows`]: rows and keys to columns
 //! - [`decode`]: records to batches
 
 mod decode;
 mod documents;
 mod form;
 mod record;
+mod rows;
 mod table;
 mod text;
 mod value;

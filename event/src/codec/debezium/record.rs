@@ -1,6 +1,6 @@
 //! A record taken apart: `bytes -> schema and payload -> the parts of the envelope, or the row's own`.
 
-use super::value::{fields, long};
+use super::value::{all_fields, long};
 use crate::codec::json::scan::{Bad, Parsed, Scanner};
 
 /// Text that the JsonConverter wrote.
@@ -12,7 +12,7 @@ pub(super) struct Converted<'a> {
 }
 
 impl<'a> Converted<'a> {
-    /// Parts schema and payload; None: the value is null. `known` are schemas that need not be read again.
+    /// Parts schema and payload, which is not looked into; None: the value is null. `known` are schemas that need not be read again.
     pub fn parse<'k>(text: &'a [u8], known: impl Iterator<Item = &'k [u8]>) -> Parsed<Option<Self>> {
         if let Err(error) = std::str::from_utf8(text) {
             return Err(Bad { reason: "not UTF-8".into(), at: error.valid_up_to() });
@@ -28,16 +28,14 @@ impl<'a> Converted<'a> {
             }
             let schema = &text[start..scanner.at()];
             if scanner.take(b',') && scanner.take_exactly(b"\"payload\":") {
-                let payload = scanner.value()?;
-                scanner.expect(b'}')?;
-                scanner.end()?;
+                // All but the last brace: who reads the payload sees to its end.
+                let payload = text[scanner.at()..].trim_ascii_end().strip_suffix(b"}").map(<[u8]>::trim_ascii);
+                let Some(payload) = payload else { return scanner.bad("expected `}`") };
                 let schema = (schema != b"null").then_some(schema);
                 return Ok((payload != b"null").then_some(Self { schema, payload }));
             }
         }
-        let mut scanner = Scanner::new(text);
-        let payload = scanner.value()?;
-        scanner.end()?;
+        let payload = text.trim_ascii();
         Ok((payload != b"null").then_some(Self { schema: None, payload }))
     }
 }
@@ -75,8 +73,7 @@ pub(super) struct Origin<'a> {
 impl<'a> Parts<'a> {
     pub fn parse(payload: &'a [u8]) -> Parsed<Self> {
         let mut parts = Self::default();
-        let mut scanner = Scanner::new(payload);
-        fields(&mut scanner, |name, scanner| {
+        all_fields(payload, |name, scanner| {
             let raw = scanner.value()?;
             let present = (raw != b"null").then_some(raw);
             match name {
@@ -91,7 +88,6 @@ impl<'a> Parts<'a> {
             }
             Ok(())
         })?;
-        scanner.end()?;
         if let Some(source) = parts.source.filter(|_| parts.is_envelope()) {
             parts.origin = Origin::parse(source)?;
         }
@@ -129,8 +125,7 @@ impl<'a> Origin<'a> {
     fn parse(source: &'a [u8]) -> Parsed<Self> {
         let mut origin = Self::default();
         let (mut millis, mut seconds, mut ord) = (None, None, None);
-        let mut scanner = Scanner::new(source);
-        fields(&mut scanner, |name, scanner| {
+        all_fields(source, |name, scanner| {
             let raw = scanner.value()?;
             match name {
                 b"connector" => origin.connector = string(raw),

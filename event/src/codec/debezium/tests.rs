@@ -112,9 +112,12 @@ fn all_golden_records_are_read() {
             let mut last = None;
             for batch in batches {
                 for row in 0..batch.num_rows() {
-                    misfits.extend(batch.misfits().of(row).map(|(_, column, text)| {
-                        format!("{topic}.{} {text}", batch.table().columns[column].name)
-                    }));
+                    misfits.extend(
+                        batch
+                            .misfits()
+                            .of(row)
+                            .map(|(_, column, text)| format!("{topic}.{} {text}", batch.table().columns[column].name)),
+                    );
                     assert!(last < Some(batch.sequences()[row]), "{topic}: order");
                     last = Some(batch.sequences()[row]);
                 }
@@ -163,9 +166,11 @@ fn a_schema_says_what_columns_are() {
 /// Every form of the placeholder, of both files that have it.
 #[test]
 fn values_left_out_are_known_by_the_placeholder() {
-    for (file, topic, all) in
-        [("pg-default-schema", "gd.shop.toast", 9), ("pg-other-modes", "gm.shop.toast", 4), ("pg-unwrapped", "gu.shop.toast", 9)]
-    {
+    for (file, topic, all) in [
+        ("pg-default-schema", "gd.shop.toast", 9),
+        ("pg-other-modes", "gm.shop.toast", 4),
+        ("pg-unwrapped", "gu.shop.toast", 9),
+    ] {
         let batches = &decoded(file)[topic];
         let batch = &batches[0];
         let update = batch.ops().iter().position(|op| *op == Op::Update as u8).unwrap();
@@ -178,7 +183,9 @@ fn values_left_out_are_known_by_the_placeholder() {
     }
     // An inserted text that reads like it is a text.
     let mut decoder = decoder("p.s.t", UNAVAILABLE);
-    let row = format!(r#"{{"before":null,"after":{{"id":1,"t":"{UNAVAILABLE}"}},"source":{{"schema":"s","table":"t"}},"op":"c"}}"#);
+    let row = format!(
+        r#"{{"before":null,"after":{{"id":1,"t":"{UNAVAILABLE}"}},"source":{{"schema":"s","table":"t"}},"op":"c"}}"#
+    );
     push(&mut decoder, Some(r#"{"id":1}"#), Some(&row)).unwrap();
     let batch = decoder.flush().unwrap().remove(0);
     assert_eq!(batch.after().column(1).as_string::<i32>().value(0), UNAVAILABLE);
@@ -198,7 +205,11 @@ fn columns_appear_widen_and_are_replaced() {
     assert_eq!(row(r#"{"id":1,"a":[],"f":1.5}"#), ("id Long, f Double, a List(String)".to_owned(), 0));
     let replaced = "id Long, f Double, a List(Long)";
     assert_eq!(row(r#"{"id":1,"a":[1,null],"__op":"u"}"#), (replaced.to_owned(), 0));
-    assert_eq!(row(r#"{"id":1,"a":["late"]}"#), (replaced.to_owned(), 1), "a type that it had before does not come back");
+    assert_eq!(
+        row(r#"{"id":1,"a":["late"]}"#),
+        (replaced.to_owned(), 1),
+        "a type that it had before does not come back"
+    );
     let schema = |ty: &str| {
         format!(
             r#"{{"schema":{{"type":"struct","fields":[{{"type":"int32","field":"id"}},{{"type":"{ty}","field":"f"}}]}},"payload":{{"id":1,"f":2.5}}}}"#
@@ -283,17 +294,15 @@ fn unwrapped_documents_are_documents() {
     assert_eq!((batch.table().kind, batches.len()), (TableKind::Documents, 1));
     let (ids, documents) = (batch.after().column(0).as_string::<i32>(), batch.after().column(1).as_string::<i32>());
     assert_eq!(ids.value(0), r#"{"$numberInt":"1"}"#);
-    assert_eq!(
-        documents.value(3),
-        r#"{"_id":{"$numberInt":"4"},"name":"Dee","age":{"$numberDouble":"4.5"}}"#
-    );
+    assert_eq!(documents.value(3), r#"{"_id":{"$numberInt":"4"},"name":"Dee","age":{"$numberDouble":"4.5"}}"#);
     let delete = batch.ops().iter().position(|op| *op == Op::Delete as u8).unwrap();
     assert_eq!(batch.before().column(0).as_string::<i32>().value(delete), r#"{"$numberInt":"4"}"#);
 }
 
 /// Damages a record; whatever comes of it, the decoder goes on, and what it gives back is sound.
 fn damaged(record: &Recorded, edits: &[(u8, u16, u8)]) {
-    let mut parts = [record.key.clone(), record.value.clone(), record.old_key.clone()].map(|p| p.map(String::into_bytes));
+    let mut parts =
+        [record.key.clone(), record.value.clone(), record.old_key.clone()].map(|p| p.map(String::into_bytes));
     for (part, at, byte) in edits {
         let Some(bytes) = parts[usize::from(part % 3)].as_mut().filter(|bytes| !bytes.is_empty()) else { continue };
         // Schemas come first and are long: half of the edits count from the end.

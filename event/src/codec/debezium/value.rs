@@ -286,6 +286,13 @@ fn point(scanner: &mut Scanner<'_>) -> Parsed<Option<(f64, f64)>> {
     Ok(x.zip(y))
 }
 
+/// The fields of a text that is one object and nothing more.
+pub(super) fn all_fields<'a>(text: &'a [u8], each: impl FnMut(&'a [u8], &mut Scanner<'a>) -> Parsed<()>) -> Parsed<()> {
+    let mut scanner = Scanner::new(text);
+    fields(&mut scanner, each)?;
+    scanner.end()
+}
+
 /// The fields of the object that is next.
 pub(super) fn fields<'a>(
     scanner: &mut Scanner<'a>,
