@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use lakeward_event::{Ends, names};
+use lakeward_event::Ends;
 use lakeward_lake::Lake;
 use lakeward_log::{Log, PartitionUnread, Retention, TopicUnread};
 use lakeward_runtime::Result;
@@ -31,7 +31,7 @@ pub struct Topics {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SourceTopics {
     pub source: String,
-    /// What the connector has published last.
+    /// What the connector has published last; None: nothing, or the topics are others'.
     pub checkpoint: Option<Reached>,
     pub topics: Vec<TopicStatus>,
 }
@@ -81,8 +81,7 @@ pub async fn topics(config: &Config) -> Topics {
             return found;
         }
     };
-    let own = config.sources.iter().filter(|source| source.kind != SourceKind::Debezium);
-    let looks = own.map(|source| {
+    let looks = config.sources.iter().map(|source| {
         let held = held.as_ref().map(|held| held.get(&source.name).cloned().unwrap_or_default());
         in_time("log", look(log.as_ref(), source, held))
     });
@@ -102,19 +101,19 @@ async fn held(config: &Config) -> Result<BTreeMap<String, Ends>> {
     for ident in lake.tables().await? {
         let Some(table) = lake.load(&ident).await? else { continue };
         let Some(id) = lakeward_sink::source_of(&table) else { continue };
-        let committed = lakeward_sink::committed_of(&table)?;
-        let topic = names::topic(&id);
-        if let Some(offsets) = committed.offsets.get(&topic) {
-            held.entry(id.source).or_default().insert(topic, offsets.clone());
-        }
+        held.entry(id.source).or_default().extend(lakeward_sink::committed_of(&table)?.offsets);
     }
     Ok(held)
 }
 
 async fn look(log: &dyn Log, source: &SourceConfig, held: Option<Ends>) -> Result<SourceTopics> {
     let name = &source.name;
-    let last = log.last_checkpoint(name).await?;
-    let unread = log.unread(name, held.as_ref().unwrap_or(&Ends::new())).await?;
+    let nothing = Ends::new();
+    let from = held.as_ref().unwrap_or(&nothing);
+    let (last, unread) = match source.kind {
+        SourceKind::Debezium => (None, log.foreign_unread(lakeward_sink::topic_filter(source)?, from).await?),
+        SourceKind::Postgres | SourceKind::Mongodb => (log.last_checkpoint(name).await?, log.unread(name, from).await?),
+    };
     let at = now();
     Ok(SourceTopics {
         source: name.clone(),
@@ -177,7 +176,7 @@ impl Topics {
                     // Without MongoDB's resume token.
                     at.position.split(' ').next().unwrap_or_default()
                 ),
-                None => writeln!(out, "source {} ({}): nothing yet", source.source, self.log),
+                None => writeln!(out, "source {} ({}): no checkpoint", source.source, self.log),
             };
             if source.topics.is_empty() {
                 continue;
@@ -260,6 +259,8 @@ mod tests {
         assert_eq!(lines[2], ["t", "0", "0", "120", "120", "0", "-", "7.0", "d", "100%"]);
         assert_eq!(lines[3], ["1", "10", "100", "60", "40", "7.0", "d"]);
         assert_eq!(lines[4], ["2", "5", "9", "-", "4", "6.0", "d"]);
-        assert!(text.contains("source users (kafka): nothing yet") && text.contains("no answer from catalog: refused"));
+        assert!(
+            text.contains("source users (kafka): no checkpoint") && text.contains("no answer from catalog: refused")
+        );
     }
 }

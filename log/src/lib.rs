@@ -107,6 +107,11 @@ pub trait Log: Send + Sync {
     /// What somebody who holds everything below `held` has yet to read of the source's data topics, as of the last checkpoint.
     async fn unread(&self, source: &str, held: &Ends) -> Result<BTreeMap<String, TopicUnread>>;
 
+    /// The same of topics that others write, up to what is committed.
+    async fn foreign_unread(&self, wanted: TopicFilter, _held: &Ends) -> Result<BTreeMap<String, TopicUnread>> {
+        self.foreign_bounds(wanted).await.map(|_| BTreeMap::new())
+    }
+
     /// Advice of the sink: nobody will read records below these ends, nor checkpoints below the id `checkpoint`, again. A log
     /// that keeps them anyway is right too; what was advised is never read back.
     async fn may_drop(&self, _source: &str, _below: &Ends, _checkpoint: i64) -> Result<()> {

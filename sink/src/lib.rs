@@ -125,7 +125,7 @@ pub async fn run(
 async fn work(sink: Arc<Sink>, source: SourceConfig, shutdown: CancellationToken) -> Result<()> {
     let held = Held::default();
     let ended = shutdown.child_token();
-    let watched = retention::watch(sink.log.clone(), &source.name, &held, sink.tables.as_ref(), &ended);
+    let watched = retention::watch(sink.log.clone(), &source, &held, sink.tables.as_ref(), &ended);
     let worked = async {
         let _ended = ended.clone().drop_guard();
         keep_working(sink.clone(), source.clone(), held.clone(), &shutdown).await

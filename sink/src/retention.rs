@@ -10,9 +10,11 @@ use std::time::Duration;
 use lakeward_event::Ends;
 use lakeward_log::{Log, TopicUnread};
 use lakeward_runtime::Result;
+use lakeward_runtime::config::{SourceConfig, SourceKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::dead_letter::now;
+use crate::foreign::topic_filter;
 
 /// The part of a topic's retention that may pass unread before it is said, in tenths; and again at each tenth after it.
 const SAID_FROM: u32 = 5;
@@ -29,11 +31,12 @@ pub type Held = Arc<Mutex<Option<Ends>>>;
 /// Looks again and again until shutdown. `tables` limits it to the topics that this sink reads.
 pub async fn watch(
     log: Arc<dyn Log>,
-    source: &str,
+    source: &SourceConfig,
     held: &Held,
     tables: Option<&globset::GlobMatcher>,
     shutdown: &CancellationToken,
 ) {
+    let name = source.name.as_str();
     let mut said = HashMap::new();
     let mut pause = FIRST_LOOK;
     loop {
@@ -45,25 +48,30 @@ pub async fn watch(
             Ok(Some(unread)) => {
                 let shortest = unread.values().filter_map(|topic| topic.retention.time()).min();
                 pause = shortest.map_or(RAREST, |time| (time / LOOKS).clamp(OFTENEST, RAREST));
-                tell(source, &used(&unread, now()), &unread, &mut said);
+                tell(name, &used(&unread, now()), &unread, &mut said);
             }
             // The worker has not come so far.
             Ok(None) => pause = FIRST_LOOK,
             // Readers say it louder.
-            Err(error) => tracing::debug!(error = %error, source, "cannot see how long the log keeps what is unread"),
+            Err(error) => {
+                tracing::debug!(error = %error, source = name, "cannot see how long the log keeps what is unread")
+            }
         }
     }
 }
 
 async fn look(
     log: &dyn Log,
-    source: &str,
+    source: &SourceConfig,
     held: &Held,
     tables: Option<&globset::GlobMatcher>,
 ) -> Result<Option<BTreeMap<String, TopicUnread>>> {
     let held = held.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let Some(held) = held else { return Ok(None) };
-    let mut unread = log.unread(source, &held).await?;
+    let mut unread = match source.kind {
+        SourceKind::Debezium => log.foreign_unread(topic_filter(source)?, &held).await?,
+        SourceKind::Postgres | SourceKind::Mongodb => log.unread(&source.name, &held).await?,
+    };
     unread.retain(|topic, _| tables.is_none_or(|glob| glob.is_match(topic)));
     Ok(Some(unread))
 }

@@ -601,4 +601,7 @@ fn an_operator_is_told_what_such_a_source_is() {
     assert!(verified.report["skipped"][0]["reason"].as_str().unwrap().contains("no database to compare with"));
     let status = String::from_utf8_lossy(&lake.call(&["status"]).stdout).into_owned();
     assert!(status.contains("topics    2, 9 offsets, 0 of them not in SQL yet"), "{status}");
+    let topics: Value = serde_json::from_slice(&lake.call(&["topics", "--format", "json"]).stdout).unwrap();
+    let lags: Vec<_> = topics["sources"][0]["topics"].as_array().unwrap().iter().map(|topic| &topic["lag"]).collect();
+    assert_eq!(lags, [&json!(0), &json!(0)], "{topics}");
 }

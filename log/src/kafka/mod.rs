@@ -158,6 +158,12 @@ impl Log for KafkaLog {
     }
 
     async fn unread(&self, source: &str, held: &Ends) -> Result<BTreeMap<String, TopicUnread>> {
-        unread::unread(&self.client, &self.topics, source, held).await
+        let (client, source) = (self.client.clone(), source.to_owned());
+        let bounds = blocking(move || unread::covered(&client, &source)).await?;
+        unread::unread(&self.client, &self.topics, bounds, held).await
+    }
+
+    async fn foreign_unread(&self, wanted: TopicFilter, held: &Ends) -> Result<BTreeMap<String, TopicUnread>> {
+        unread::unread(&self.client, &self.topics, self.foreign_bounds(wanted).await?, held).await
     }
 }

@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::client::{Client, blocking, drop_elsewhere};
 use super::topics::{Topics, is_data};
 use super::{checkpoints, error};
-use crate::{PartitionUnread, Result, TopicUnread};
+use crate::{Bounds, PartitionUnread, Result, TopicUnread};
 
 /// Partitions asked for their record at a time: each may buffer a fetch.
 const AT_ONCE: usize = 64;
@@ -21,33 +21,25 @@ const AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 
-/// First offset and end by topic and partition.
-type Bounds = BTreeMap<String, BTreeMap<i32, (i64, i64)>>;
-
-/// [`crate::Log::unread`].
+/// [`crate::Log::unread`] of topics with these bounds.
 pub(super) async fn unread(
     client: &Arc<Client>,
     topics: &Topics,
-    source: &str,
+    bounds: Bounds,
     held: &Ends,
 ) -> Result<BTreeMap<String, TopicUnread>> {
-    let (bounds, appended) = {
-        let (client, source, held) = (client.clone(), source.to_owned(), held.clone());
-        blocking(move || -> Result<_> {
-            let bounds = bounds(&client, &source)?;
-            let behind: Vec<(String, i32, i64)> = bounds
-                .iter()
-                .flat_map(|(topic, partitions)| partitions.iter().map(move |(p, bounds)| (topic, *p, *bounds)))
-                .filter_map(|(topic, partition, (first, end))| {
-                    let held = held.get(topic).and_then(|of_topic| of_topic.get(&partition)).copied().unwrap_or(0);
-                    let from = held.max(first);
-                    (from < end).then(|| (topic.clone(), partition, from))
-                })
-                .collect();
-            let appended = appended(&client, &behind)?;
-            Ok((bounds, appended))
+    let behind: Vec<(String, i32, i64)> = bounds
+        .iter()
+        .flat_map(|(topic, partitions)| partitions.iter().map(move |(p, bounds)| (topic, *p, *bounds)))
+        .filter_map(|(topic, partition, (first, end))| {
+            let held = held.get(topic).and_then(|of_topic| of_topic.get(&partition)).copied().unwrap_or(0);
+            let from = held.max(first);
+            (from < end).then(|| (topic.clone(), partition, from))
         })
-        .await?
+        .collect();
+    let appended = {
+        let client = client.clone();
+        blocking(move || appended(&client, &behind)).await?
     };
     let names: Vec<&str> = bounds.keys().map(String::as_str).collect();
     let mut retention = topics.retention(&names).await?;
@@ -65,7 +57,7 @@ pub(super) async fn unread(
 
 /// First offset and end of the source's data topics, the ends as checkpoints tell them: the watermark counts markers and aborted
 /// records too, and would show a reader that has everything as behind. Blocks.
-fn bounds(client: &Arc<Client>, source: &str) -> Result<Bounds> {
+pub(super) fn covered(client: &Arc<Client>, source: &str) -> Result<Bounds> {
     let ends = checkpoints::recover(client, &names::checkpoints_topic(source))?.ends;
     let mut bounds = BTreeMap::new();
     for (topic, partitions) in client.topics(&format!("{source}."))? {
