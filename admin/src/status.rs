@@ -147,8 +147,15 @@ async fn look_at_source(source: &SourceConfig, log: Option<&Arc<dyn Log>>) -> (S
         SourceKind::Mongodb => "mongodb",
         SourceKind::Debezium => "debezium",
     };
-    let mut found =
-        SourceStatus { source: source.name.clone(), kind, log: None, lake: None, converging: Vec::new(), slot: None, topics: None };
+    let mut found = SourceStatus {
+        source: source.name.clone(),
+        kind,
+        log: None,
+        lake: None,
+        converging: Vec::new(),
+        slot: None,
+        topics: None,
+    };
     let mut away = Vec::new();
     let place = format!("source {}", source.name);
     if let Some(log) = log

@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use globset::{Glob, GlobMatcher};
 use lakeward_event::{TableId, names};
-use lakeward_lake::{Lake, SOURCE_PROPERTY};
 use lakeward_lake::system::CheckpointTable;
+use lakeward_lake::{Lake, SOURCE_PROPERTY};
 use lakeward_log::Log;
 use lakeward_runtime::config::{Config, SourceConfig, SourceKind, TableConfig};
 use lakeward_runtime::{Error, Result};

@@ -512,9 +512,7 @@ fn check_source(config_name: &str, raw: RawSource) -> Result<SourceConfig> {
 fn check_codec(codec: Option<&str>, default: Codec) -> Result<Codec> {
     match codec {
         None => Ok(default),
-        Some("avro") => {
-            Err(Error::configuration("log.codec: \"avro\" is not there yet; take \"json\" or \"arrow\""))
-        }
+        Some("avro") => Err(Error::configuration("log.codec: \"avro\" is not there yet; take \"json\" or \"arrow\"")),
         Some(text) => one_of("log.codec", text, &[("json", Codec::Json), ("arrow", Codec::Arrow)]),
     }
 }
