@@ -128,7 +128,9 @@ fn as_recorded(mode: Mode, table: &str, column: &str, source: &str) -> String {
             Mode::Declared => source.to_owned(),
             Mode::Doubles => match column {
                 "c_time" => source.split_at(source.len().min(12)).0.to_owned(),
-                "c_ts" => source.split_at(source.len().min(23)).0.to_owned(),
+                "c_ts" => {
+                    source.split_at(source.len().min(23)).0.trim_end_matches('0').trim_end_matches('.').to_owned()
+                }
                 "c_bytea" | "b" => source.trim_start_matches("\\x").to_owned(),
                 _ => source.to_owned(),
             },
@@ -384,14 +386,12 @@ fn other_modes_are_read_as_their_schemas_declare_them() {
     let all_types =
         "c_numeric_10_2|c_numeric|c_money|c_time|c_time3|c_ts|c_ts0|c_interval|c_bytea|c_num_arr|c_hstore|id";
     let toast = "id|small|t|b|u|h";
-    let mut lost = vec![
-        // More digits than a double has.
-        ("num_special.n".to_owned(), "5".to_owned(), Some("1e+130")),
-    ];
+    let mut lost = Vec::new();
     for (table, rows) in source_rows() {
         let known = match table.as_str() {
             "all_types" => all_types,
             "toast" => toast,
+            "num_special" => "id|n|n102",
             _ => continue,
         };
         for column in rows[0].keys().filter(|column| !known.split('|').any(|known| known == **column)) {
@@ -399,7 +399,7 @@ fn other_modes_are_read_as_their_schemas_declare_them() {
         }
     }
     let lost: Vec<_> = lost.iter().map(|(path, key, to)| (path.as_str(), key.as_str(), *to)).collect();
-    compare(Mode::Doubles, &lake, &name, &others, &lost[1..]);
+    compare(Mode::Doubles, &lake, &name, &others, &lost);
 }
 
 /// What cannot be told without a schema is what the record says, number or text; nothing else is different.
@@ -418,6 +418,9 @@ fn unwrapped_rows_make_the_sources_tables() {
     let (lake, name) = load("pg-unwrapped", "schema = \"shop\"");
     let mut lost = bare_losses();
     lost.push(("num_special.n102", "1", Some("NAN")));
+    // Of a type that is left out of the stream.
+    lost.push(("all_types.c_name", "1", None));
+    lost.push(("all_types.c_name", "40", None));
     // Truncates are dropped by the transform.
     let but = ["time_special", "unknown_types", "no_key", "index_identity", "nothing_identity"];
     compare(Mode::Bare { time3_micros: false }, &lake, &name, &but, &lost);
