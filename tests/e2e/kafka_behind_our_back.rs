@@ -7,8 +7,9 @@ use crate::harness::{
     wait_until,
 };
 
-/// Trap 22: partitions are added in the middle of a stream, so that keys move to others while older changes of theirs are unread:
-/// the sink merges a table's partitions by the publisher's `sequence`, and the lake is what the source is.
+/// Partitions are added in the middle of a stream, so that keys move to others while older changes of theirs are unread: new
+/// partitions are read, and the lake is what the source is. (That the sink merges partitions by `sequence` whatever order it reads
+/// them in is the property test of `sink/src/reduce`.)
 #[test]
 fn keys_stay_in_order_when_partitions_are_added() {
     let users = Postgres::new(&postgres_tables());
