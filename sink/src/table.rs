@@ -361,7 +361,8 @@ impl SinkTable {
                 let (reduction, places) = reduce_all(pending, &layout).await?;
                 let mut all = letters;
                 all.extend(dead_letter::of_reduction(&self.id, &self.name(), &self.topic, &reduction, &places));
-                writer::commit(self, reduction, layout, target, all, &places).await?
+                let converging = checkpoint.draft.converging.contains(&self.id.to_string());
+                writer::commit(self, reduction, layout, target, all, &places, converging).await?
             }
             TableKind::Documents => documents::commit(self, pending, letters, target).await?,
         };

@@ -284,7 +284,8 @@ pub(crate) async fn index_at(table: &mut SinkTable, layout: &Layout, base: &Base
     catch_up(&lake, &current, layout, base, index).await
 }
 
-/// Writes and commits a reduction of a relational table, and before it `letters` and what turns out to be missing.
+/// Writes and commits a reduction of a relational table, and before it `letters` and what turns out to be missing. While the table
+/// is `converging`, nothing is: a change may come before the snapshot reads its row, which then has every value.
 pub(crate) async fn commit(
     table: &mut SinkTable,
     reduction: Reduction,
@@ -292,6 +293,7 @@ pub(crate) async fn commit(
     target: Committed,
     letters: Vec<DeadLetter>,
     places: &[Places],
+    converging: bool,
 ) -> Result<Written> {
     let lake = table.shared.lake.clone();
     let mut reduction = Arc::new(reduction);
@@ -316,14 +318,14 @@ pub(crate) async fn commit(
                 let mut all = letters.clone();
                 let name =
                     |(batch, row, column): (u32, u32, usize)| (batch, row, layout.schema.field(column).name().clone());
-                let nowhere = reduction.nowhere(&rows, &columns).into_iter().map(name);
+                let nowhere = if converging { Vec::new() } else { reduction.nowhere(&rows, &columns) };
                 all.extend(dead_letter::of_left_out(
                     &table.id,
                     &table.name(),
                     &table.topic,
                     &reduction,
                     places,
-                    nowhere,
+                    nowhere.into_iter().map(name),
                 ));
                 // A try that comes after another writes none twice.
                 dead_letter::write(&table.shared, all, target.offsets.clone()).await?;
