@@ -1,3 +1,5 @@
+//! Lines of `tail` for changes of every kind: batches made here -> text and JSON, compared letter by letter.
+
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
