@@ -159,12 +159,6 @@ impl Client {
         }
     }
 
-    /// Those of a topic's partitions that have a leader; None: there is no such topic. Blocks.
-    pub fn partitions_with_leader(&self, name: &str) -> Result<Option<Vec<i32>>> {
-        let found = self.found(&|topic: &str| topic == name)?.pop();
-        Ok(found.map(|topic| topic.partitions.into_iter().flatten().filter(|p| p.1).map(|p| p.0).collect()))
-    }
-
     /// Asks for all topics: asking for one by name creates it on brokers that create topics on demand.
     fn found(&self, wanted: &impl Fn(&str) -> bool) -> Result<Vec<Found>> {
         let metadata = self.observer.fetch_metadata(None, REQUEST_TIMEOUT);

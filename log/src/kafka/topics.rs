@@ -55,7 +55,7 @@ impl Topics {
         loop {
             let found = {
                 let (client, topic) = (self.client.clone(), topic.to_owned());
-                blocking(move || client.partitions_with_leader(&topic)).await?
+                blocking(move || client.topic(&topic)).await?
             };
             match found {
                 Some(partitions) if self.is_whole(&partitions, purpose, created) => {
@@ -80,8 +80,7 @@ impl Topics {
         }
     }
 
-    /// Whether every partition has a leader: ids are dense, so a leader that is missing shows as a gap, or (at the end, for a
-    /// topic of ours) as a count that is too low.
+    /// Whether every partition is there: ids are dense, and a topic that was just made has as many as were asked for.
     fn is_whole(&self, partitions: &[i32], purpose: Purpose, created: bool) -> bool {
         let dense = !partitions.is_empty() && partitions.iter().zip(0..).all(|(id, place)| *id == place);
         let wanted = if purpose == Purpose::Data { self.client.config.partitions } else { 1 };
