@@ -1,4 +1,4 @@
-//! Errors of decoding and checking what a change is; none is caused by I/O.
+//! Errors of decoding and checking what a change is; none but a registry's is caused by I/O.
 
 /// What can be wrong with bytes or values that claim to be changes.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +13,9 @@ pub enum Error {
     /// Names or types that Lakeward cannot carry as configured; a person must decide.
     #[error("{0}")]
     Unsupported(String),
+    /// A schema registry did not answer, or not as asked: no record's fault. The client's own error says what to do next.
+    #[error(transparent)]
+    Registry(Box<dyn std::error::Error + Send + Sync>),
     #[error(transparent)]
     Arrow(#[from] arrow::error::ArrowError),
     #[error(transparent)]

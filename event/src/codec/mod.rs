@@ -6,11 +6,13 @@
 //! - [`arrow`]: a record per batch of one table and partition, Arrow IPC
 //! - [`any`]: the decoder of a topic, whichever of them wrote its records
 //! - [`debezium`]: topics that a Debezium writes; read only
+//! - [`registry`]: where schemas are kept that records name by number
 
 pub mod any;
 pub mod arrow;
 pub mod debezium;
 pub mod json;
+pub mod registry;
 
 use std::ops::Range;
 use std::sync::Arc;
