@@ -180,7 +180,7 @@ pub struct Row {
 
 impl Row {
     fn of(schema: &Registered, id: TypeId, table: &TableSchema) -> Result<Self, String> {
-        let Type::Record(of) = &schema.node(id).ty else { return Err("a row that is no record".into()) };
+        let Type::Record(of) = &schema.node(id).ty else { return Err("no record".into()) };
         let ours = names::fields(&table.columns);
         let mut found = vec![false; ours.len()];
         let mut fields = Vec::with_capacity(of.len());
@@ -198,10 +198,7 @@ impl Row {
             }
             let ty = &table.columns[column].ty;
             let Some(value) = Choice::of(schema, field.ty, |id| Value::of(schema, id, ty)) else {
-                return Err(format!(
-                    "its field {} is not of type {ty:?}, as version {} has it",
-                    field.name, table.version
-                ));
+                return Err(format!("field {} is not of type {ty:?}, as version {} has it", field.name, table.version));
             };
             fields.push((field.ty, Some((column, value))));
         }
@@ -332,7 +329,7 @@ impl Envelope {
             let row = || {
                 let mut refused = None;
                 let row = Choice::of(&schema, ty, |id| Row::of(&schema, id, table).map_err(|e| refused = Some(e)).ok());
-                row.ok_or_else(|| refused.unwrap_or_else(|| format!("its field {name} is no row")))
+                row.ok_or_else(|| format!("its field {name}: {}", refused.unwrap_or_default()))
             };
             let text = || Text::of(&schema, ty).ok_or_else(|| format!("its field {name} is no text"));
             fields.push(match name {
