@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{
     Array, ArrayRef, Decimal128Array, Int32Array, Int64Array, RecordBatch, StringArray, StructArray,
@@ -21,7 +21,9 @@ use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 use lakeward_event::batch::{ChangeMeta, MetaRow};
 use lakeward_event::codec::any::AnyDecoder;
 use lakeward_event::codec::arrow::ArrowEncoder;
+use lakeward_event::codec::avro::AvroEncoder;
 use lakeward_event::codec::json::JsonEncoder;
+use lakeward_event::codec::registry::{RegisteredSchema, SchemaRegistry};
 use lakeward_event::codec::{Decoder, Encoder, RecordBlock, RecordRef};
 use lakeward_event::schema::TableKind;
 use lakeward_event::{ChangeBatch, Column, LogicalType, Op, TableId, TableSchema};
@@ -49,8 +51,12 @@ fn main() {
         let of = serde_json::json!({ "us_per_change": seconds * 1e6 / changes as f64, "bytes_per_change": bytes as f64 / changes as f64 });
         results.insert(name.into(), of);
     };
-    let encoders: [(&str, Box<dyn Encoder>); 2] =
-        [("json", Box::<JsonEncoder>::default()), ("arrow", Box::new(ArrowEncoder::new().unwrap()))];
+    let registry = Arc::<Registry>::default();
+    let encoders: [(&str, Box<dyn Encoder>); 3] = [
+        ("json", Box::<JsonEncoder>::default()),
+        ("avro", Box::new(AvroEncoder::new(registry.clone()))),
+        ("arrow", Box::new(ArrowEncoder::new().unwrap())),
+    ];
     let mut text = Vec::new();
     for (name, mut encoder) in encoders {
         let mut blocks: Vec<RecordBlock> = Vec::new();
@@ -64,7 +70,7 @@ fn main() {
             blocks.iter().map(RecordBlock::bytes).sum()
         });
         note(&format!("{name}_encode"), encoded);
-        note(&format!("{name}_decode"), best(rounds, || decode(&schema, &blocks, changes)));
+        note(&format!("{name}_decode"), best(rounds, || decode(&schema, &registry, &blocks, changes)));
         if name == "json" {
             text = blocks;
         }
@@ -172,9 +178,9 @@ fn batch(schema: &Arc<TableSchema>, first: usize, rows: usize) -> ChangeBatch {
     ChangeBatch::try_new(schema.clone(), meta.finish().unwrap(), after, before).unwrap()
 }
 
-fn decode(schema: &Arc<TableSchema>, blocks: &[RecordBlock], changes: usize) -> usize {
+fn decode(schema: &Arc<TableSchema>, registry: &Arc<Registry>, blocks: &[RecordBlock], changes: usize) -> usize {
     let schema = schema.clone();
-    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone()))).unwrap();
+    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone())), Some(registry.clone())).unwrap();
     let (mut rows, mut bytes) = (0, 0);
     for block in blocks {
         for r in block.iter() {
@@ -191,6 +197,22 @@ fn decode(schema: &Arc<TableSchema>, blocks: &[RecordBlock], changes: usize) -> 
     rows += decoder.flush().unwrap().iter().map(ChangeBatch::num_rows).sum::<usize>();
     assert_eq!(rows, changes);
     bytes
+}
+
+/// The schemas of `avro`, by number; a registry's answers come from memory but for the first of each.
+#[derive(Default)]
+struct Registry(Mutex<Vec<Arc<RegisteredSchema>>>);
+
+impl SchemaRegistry for Registry {
+    fn register(&self, _: &str, schema: &str) -> lakeward_event::Result<u32> {
+        let mut known = self.0.lock().unwrap();
+        known.push(Arc::new(RegisteredSchema { text: schema.into(), references: Vec::new() }));
+        Ok(known.len() as u32 - 1)
+    }
+
+    fn schema(&self, id: u32) -> lakeward_event::Result<Option<Arc<RegisteredSchema>>> {
+        Ok(self.0.lock().unwrap().get(id as usize).cloned())
+    }
 }
 
 fn ipc_encode(batches: &[ChangeBatch], stream: &mut Vec<u8>) -> usize {

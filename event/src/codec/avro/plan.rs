@@ -172,10 +172,17 @@ impl Choice<Value> {
 
 /// How a row of the table is read.
 pub struct Row {
-    /// The record's fields in their order: which column that is.
-    fields: Vec<(TypeId, Option<(usize, Choice<Value>)>)>,
+    /// The record's fields in their order.
+    fields: Vec<Known>,
     /// Columns that the record does not have.
     missing: Vec<usize>,
+}
+
+/// A field of a row.
+struct Known {
+    ty: TypeId,
+    /// Which column it is, and how that is read; None: one that we do not have.
+    column: Option<(usize, Choice<Value>)>,
 }
 
 impl Row {
@@ -190,7 +197,7 @@ impl Row {
                 None => ours.iter().position(|ours| *ours == field.name),
             };
             let Some(column) = column else {
-                fields.push((field.ty, None));
+                fields.push(Known { ty: field.ty, column: None });
                 continue;
             };
             if std::mem::replace(&mut found[column], true) {
@@ -200,7 +207,7 @@ impl Row {
             let Some(value) = Choice::of(schema, field.ty, |id| Value::of(schema, id, ty)) else {
                 return Err(format!("field {} is not of type {ty:?}, as version {} has it", field.name, table.version));
             };
-            fields.push((field.ty, Some((column, value))));
+            fields.push(Known { ty: field.ty, column: Some((column, value)) });
         }
         let missing = (0..found.len()).filter(|column| !found[*column]).collect();
         Ok(Self { fields, missing })
@@ -215,8 +222,8 @@ impl Row {
         columns: &mut [Column],
         is_unchanged: impl Fn(usize) -> bool,
     ) -> Parsed<()> {
-        for (ty, known) in &self.fields {
-            match known {
+        for Known { ty, column } in &self.fields {
+            match column {
                 Some((index, _)) if is_unchanged(*index) => {
                     schema.skip(*ty, cursor)?;
                     columns[*index].append_null();

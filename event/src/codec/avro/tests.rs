@@ -848,7 +848,7 @@ proptest! {
                 }
                 prop_assert_eq!(written.is_some(), side.is_valid(row));
                 for (i, (_, written)) in written.map(fields).into_iter().flatten().enumerate() {
-                    if !unchanged.is_some_and(|bits| bits[i / 8] >> (i % 8) & 1 == 1) {
+                    if unchanged.is_none_or(|bits| bits[i / 8] >> (i % 8) & 1 == 0) {
                         let expected = expected(side.column(i), &table.columns[i].ty, row);
                         prop_assert!(same(&written, &expected), "{:?} for {:?}", written, expected);
                     }
