@@ -80,7 +80,8 @@ fn columns(table: &TableSchema) -> Vec<String> {
     table.columns.iter().zip(names::fields(&table.columns)).map(of).collect()
 }
 
-fn ty(ty: &LogicalType) -> String {
+/// The type of a column's values.
+pub fn ty(ty: &LogicalType) -> String {
     match ty {
         LogicalType::Bool => "\"boolean\"".into(),
         LogicalType::Int => "\"int\"".into(),

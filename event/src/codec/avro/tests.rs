@@ -573,6 +573,67 @@ fn schemas_of_others_are_read_by_name() {
     assert_eq!(decoder.rows(), 0);
 }
 
+/// A type that only looks like the column's would give other values: it is refused, before any is read.
+#[test]
+fn types_are_not_guessed() {
+    let decimal = |scale| LogicalType::Decimal { precision: 10, scale };
+    let list = |ty| LogicalType::List(Box::new(ty));
+    use LogicalType::{Binary, Bool, Date, Int, Json, Long, String, Timestamp, TimestampTz, Uuid};
+    for (ty, takes) in [
+        (r#""int""#, vec![Int, Long, Date]),
+        (r#"{"type":"int","logicalType":"date"}"#, vec![Date]),
+        (r#"{"type":"int","logicalType":"time-millis"}"#, vec![]),
+        (r#""long""#, vec![Long, Timestamp, TimestampTz]),
+        (r#"{"type":"long","logicalType":"timestamp-millis"}"#, vec![]),
+        (r#"{"type":"long","logicalType":"timestamp-micros"}"#, vec![TimestampTz]),
+        (r#"{"type":"long","logicalType":"local-timestamp-micros"}"#, vec![Timestamp]),
+        (r#"{"type":"long","logicalType":"timestamp-nanos"}"#, vec![]),
+        (r#""float""#, vec![LogicalType::Float, LogicalType::Double]),
+        (r#""double""#, vec![LogicalType::Double]),
+        (r#""boolean""#, vec![Bool]),
+        (r#""bytes""#, vec![Binary]),
+        (r#"{"type":"bytes","logicalType":"decimal","precision":10,"scale":2}"#, vec![decimal(2)]),
+        (r#"{"type":"bytes","logicalType":"decimal","precision":10}"#, vec![decimal(0)]),
+        (r#""string""#, vec![String, Json, Uuid]),
+        (r#"{"type":"string","logicalType":"uuid"}"#, vec![String, Uuid]),
+        (r#"{"type":"array","items":["int","null"]}"#, vec![list(Int), list(Long), list(Date)]),
+        (r#"{"type":"map","values":"int"}"#, vec![]),
+        (r#"{"type":"enum","name":"N","symbols":["A"]}"#, vec![]),
+        (r#"{"type":"fixed","name":"F","size":16}"#, vec![Uuid, Binary]),
+        (r#"{"type":"fixed","name":"F","size":15}"#, vec![Binary]),
+        (r#""E""#, vec![]),
+    ] {
+        let ours = [
+            Bool,
+            Int,
+            Long,
+            LogicalType::Float,
+            LogicalType::Double,
+            decimal(0),
+            decimal(2),
+            String,
+            Json,
+            Uuid,
+            Binary,
+            Date,
+            Timestamp,
+            TimestampTz,
+            list(Int),
+            list(Long),
+            list(Date),
+            list(String),
+        ];
+        for ours in ours {
+            let table = schema(vec![ours.clone()], vec![]);
+            let text = super::schema::value(&table).replacen(&super::schema::ty(&ours), ty, 1);
+            let schema = RegisteredSchema { text: text.replace("Envelope", "E"), references: Vec::new() };
+            let schema = super::registered::Registered::parse(&schema).unwrap();
+            let taken = super::plan::Envelope::new(schema, &table);
+            assert_eq!(taken.is_ok(), takes.contains(&ours), "{ty} in a column of {ours:?}");
+        }
+    }
+}
+
 /// Schemas and data that are made to hurt: refused soon, and before anything is allocated for them.
 #[test]
 fn nothing_grows_out_of_proportion() {
