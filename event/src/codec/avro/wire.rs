@@ -13,11 +13,19 @@ pub const PREFIX: usize = 5;
 #[inline]
 pub fn write_long(out: &mut Vec<u8>, value: i64) {
     let mut rest = (value << 1 ^ value >> 63) as u64;
-    while rest >= 0x80 {
-        out.push(rest as u8 | 0x80);
-        rest >>= 7;
+    if rest < 0x80 {
+        out.push(rest as u8);
+        return;
     }
-    out.push(rest as u8);
+    let mut bytes = [0; 10];
+    let mut last = 0;
+    while rest >= 0x80 {
+        bytes[last] = rest as u8 | 0x80;
+        rest >>= 7;
+        last += 1;
+    }
+    bytes[last] = rest as u8;
+    out.extend_from_slice(&bytes[..=last]);
 }
 
 #[inline]
@@ -105,20 +113,18 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn long(&mut self) -> Parsed<i64> {
         let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let Some(byte) = self.bytes.get(self.at) else { return self.bad("a number without an end") };
-            self.at += 1;
-            self.empty += 1;
-            let bits = u64::from(byte & 0x7F);
-            if shift == 63 && bits > 1 {
-                break;
+        for (i, byte) in self.bytes[self.at..].iter().enumerate() {
+            // The tenth byte holds the last bit.
+            if i == 9 && *byte > 1 {
+                return self.bad("a number of more than 64 bits");
             }
-            value |= bits << shift;
+            value |= u64::from(byte & 0x7F) << (7 * i);
             if *byte < 0x80 {
+                self.take(i + 1)?;
                 return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
             }
         }
-        self.bad("a number of more than 64 bits")
+        self.bad("a number without an end")
     }
 
     #[inline]
