@@ -105,8 +105,7 @@ impl Visitor {
             }
             schemas.get(&name, version)
         };
-        let decoder =
-            AnyDecoder::new(Arc::new(find), None).map_err(|e| Error::bug("the decoder cannot start").source(e))?;
+        let decoder = AnyDecoder::new(Arc::new(find)).map_err(|e| Error::bug("the decoder cannot start").source(e))?;
         let decoder = TopicReader::Own(Box::new(decoder));
         self.topics
             .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });

@@ -83,7 +83,7 @@ impl Printing {
             known: Mutex::new(found.versions.iter().map(|schema| (schema.version, schema.clone())).collect()),
             handle: Handle::current(),
         };
-        let decoder = AnyDecoder::new(Arc::new(move |version| schemas.find(version)), None)
+        let decoder = AnyDecoder::new(Arc::new(move |version| schemas.find(version)))
             .map_err(|e| Error::bug("the decoder cannot start").source(e))?;
         let left = options.limit.unwrap_or(u64::MAX);
         Ok(Self(Arc::new(Mutex::new(State {
