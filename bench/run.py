@@ -349,7 +349,17 @@ def mongo_snapshot(bench):
 
 def codecs(bench):
     """Encoding and decoding by each codec, beside Arrow's own IPC on the same batches and arrow-json on the same text."""
-    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", "codecs", "--", "--changes", bench.arguments.codec_changes]
+    return cargo_bench(bench, "lakeward-event", "codecs")
+
+
+def log(bench):
+    """The same changes through Kafka and through the embedded log by each codec, beside librdkafka alone on records already encoded."""
+    return cargo_bench(bench, "lakeward-log", "log")
+
+
+def cargo_bench(bench, package, name):
+    # The package alone: the rest of the workspace would be half an hour of building.
+    command = ["cargo", "bench", "--quiet", "-p", package, "--bench", name, "--", "--changes", bench.arguments.codec_changes]
     done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         raise Failed(f"cargo bench ended with {done.returncode}\n{done.stderr}")
@@ -357,7 +367,7 @@ def codecs(bench):
 
 
 ENTRIES = {"snapshot": (snapshot, PostgresBench), "changes": (changes, PostgresBench), "mongo-snapshot": (mongo_snapshot, MongoBench),
-           "codecs": (codecs, Alone)}
+           "codecs": (codecs, Alone), "log": (log, Alone)}
 
 # What is divided by what, and the goal: at most so many times the CPU of the stock part.
 CODEC_RATIOS = [("arrow_encode", "ipc_encode", 1.5), ("arrow_decode", "ipc_decode", 1.5),
@@ -372,6 +382,22 @@ def report_codecs(result):
         say(f"  ratio      {ratio:8.2f} times the CPU of {stock} for {ours} (the goal is {goal})")
 
 
+def report_log(result):
+    of, changes = result["results"], result["changes"]
+    for name, cost in of.items():
+        say(f"  {name:<28} {changes / cost['wall_s']:10,.0f} changes/s  {cost['cpu_s'] * 1e6 / changes:6.3f} us of CPU per change"
+            + (f"  {cost['appends']} transactions" if cost["appends"] else ""))
+    for codec in sorted({name.split("_")[1] for name in of}):
+        def ratio(ours, other, what):
+            ours, other = of[ours.format(codec)], of[other.format(codec)]
+            say(f"  ratio      {ours['wall_s'] / other['wall_s']:6.2f} times the wall time, {ours['cpu_s'] / max(other['cpu_s'], 0.01):6.2f} times the CPU: {codec}, {what}")
+        ratio("kafka_{}_publish", "librdkafka_{}_produce", "encoding and appending against librdkafka's producer alone")
+        ratio("kafka_{}_read", "librdkafka_{}_consume", "reading into batches against librdkafka's consumer alone")
+        ratio("librdkafka_{}_transactions", "librdkafka_{}_produce", "transactions of 200 ms against none (the goal is 1.1)")
+        ratio("embedded_{}_publish", "kafka_{}_publish", "the embedded log against Kafka, writing (the goal is 1)")
+        ratio("embedded_{}_read", "kafka_{}_read", "the embedded log against Kafka, reading (the goal is 1)")
+
+
 def purpose(entry):
     return ENTRIES[entry][0].__doc__.strip().splitlines()[0]
 
@@ -379,6 +405,8 @@ def purpose(entry):
 def report(entry, result):
     if entry == "codecs":
         return report_codecs(result)
+    if entry == "log":
+        return report_log(result)
     rows, ours, limit = result["rows"], result["lakeward"], result["limit"]
     per_second, per_cpu = rows / ours["wall_s"], rows / cpu(ours)
     say(f"  lakeward   {ours['wall_s']:8.2f} s  {per_second:10,.0f} rows/s  {per_cpu:10,.0f} rows per CPU second  peak {ours['peak_mib']:,.0f} MiB")

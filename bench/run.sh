@@ -4,7 +4,7 @@
 #
 #   LAKEWARD_TEST_* (servers) -> run.py -> ratios on stdout, raw runs in docs/bench/<date>-<entry>/
 #
-#   bench/run.sh [snapshot] [changes] [mongo-snapshot] [codecs] [--rows N] [--changes N] [--documents N] [--codec-changes N] [--runs N]
+#   bench/run.sh [snapshot] [changes] [mongo-snapshot] [codecs] [log] [--rows N] [--changes N] [--documents N] [--codec-changes N] [--runs N]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -64,8 +64,10 @@ impl Publisher {
     ) -> Result<(Self, Option<Checkpoint>)> {
         // Fence first: only after it is the last checkpoint really the last.
         let (writer, last) = log.writer(source).await?;
+        let schemas = log.schemas(source).await?;
+        check_control_topics(source, last.as_ref(), schemas.is_empty())?;
         let mut versions: HashMap<TableId, Vec<Arc<TableSchema>>> = HashMap::new();
-        for schema in log.schemas(source).await? {
+        for schema in schemas {
             versions.entry(schema.table.clone()).or_default().push(schema);
         }
         for versions in versions.values_mut() {
@@ -186,6 +188,22 @@ fn encode_blocks(
         encoder.encode(&batch, partitions, &mut blocks[index].block).map_err(failed)?;
     }
     Ok(blocks)
+}
+
+/// A schema is committed with a checkpoint, and rows with their schema: one without the other was deleted behind our back, and
+/// whoever began anew would publish everything twice, or give a number to two schemas.
+fn check_control_topics(source: &str, last: Option<&Checkpoint>, no_schemas: bool) -> Result<()> {
+    let gone = |topic: String, what: &str| {
+        Err(Error::human(format!(
+            "{topic} holds {what} any more: the topic was deleted. Bring it back, or begin the source anew (docs/log.md, \"When something is lost\")"
+        ))
+        .with("source", source))
+    };
+    match last {
+        None if !no_schemas => gone(names::checkpoints_topic(source), "no checkpoint"),
+        Some(last) if no_schemas && last.draft.next_sequence > 0 => gone(names::schemas_topic(source), "no schema"),
+        _ => Ok(()),
+    }
 }
 
 /// Equal but for the version.

@@ -258,6 +258,11 @@ impl Worker {
                         return Ok(());
                     }
                 }
+                if self.last.as_ref().is_some_and(|last| last.id >= target)
+                    && let Some(stopped) = self.tables.values_mut().find_map(SinkTable::take_stopped)
+                {
+                    return Err(Error::human("the source cannot catch up: a table has stopped").source(stopped));
+                }
             }
             if self.queue.is_empty() {
                 tokio::select! {
@@ -302,11 +307,12 @@ impl Worker {
         while let Some(checkpoint) = self.queue.pop_front() {
             converging.extend(checkpoint.draft.converging.iter().cloned());
             for (topic, partitions) in &checkpoint.ends {
+                let stopped = self.is_stopped(topic);
                 let (read, known) = (self.read.get(topic), self.ends.entry(topic.clone()).or_default());
                 let of_topic = touched.entry(topic.clone()).or_default();
                 for (partition, end) in partitions {
                     let from = of_topic.get(partition).or_else(|| read?.get(partition)).copied().unwrap_or(0);
-                    records += (end - from).max(0);
+                    records += if stopped { 0 } else { (end - from).max(0) };
                     raise(of_topic, [(*partition, *end)].into_iter());
                     raise(known, [(*partition, *end)].into_iter());
                 }
@@ -332,6 +338,11 @@ impl Worker {
             self.commit_tables(&last).await?;
         }
         Ok(())
+    }
+
+    /// Whether the topic's table has stopped at a bad record.
+    fn is_stopped(&self, topic: &str) -> bool {
+        self.tables.get(topic).is_some_and(SinkTable::is_stopped)
     }
 
     /// Bytes that wait for their tables' commits.
@@ -361,6 +372,9 @@ impl Worker {
             if foreign {
                 self.start_foreign(&topic, &partitions).await?;
             } else if !self.tables.contains_key(&topic) {
+                continue;
+            }
+            if self.is_stopped(&topic) {
                 continue;
             }
             let read = self.read.entry(topic.clone()).or_default();
@@ -497,6 +511,11 @@ impl Worker {
     async fn cut(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         self.commit_tables(checkpoint).await?;
         self.cutter.made(checkpoint);
+        // The record that stopped it lies before this cut, and before every later one.
+        if let Some(table) = self.tables.values().find(|table| table.is_stopped()) {
+            tracing::debug!(source = %self.source.name, checkpoint = checkpoint.id, table = %table.name(), "no row: the table has stopped");
+            return Ok(());
+        }
         let Some(tables) = self.tables_now().await? else { return Ok(()) };
         let ends: BTreeMap<String, BTreeMap<i32, i64>> = self
             .tables

@@ -147,15 +147,29 @@ pub fn of_left_out(
     nowhere.filter_map(letter).collect()
 }
 
-/// Writes letters, and that everything below `done` has been judged. Where bad records stop the source, they stop here.
-pub async fn write(shared: &Arc<Shared>, letters: Vec<DeadLetter>, done: Ends) -> Result<()> {
+/// Why a table's changes are not in the lake.
+pub enum Refusal {
+    /// A record cannot be applied, and such records stop their table: nothing of the commit was written.
+    BadRecord(Error),
+    Failed(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Writes letters, and that everything below `done` has been judged.
+pub async fn write(shared: &Arc<Shared>, letters: Vec<DeadLetter>, done: Ends) -> Result<(), Refusal> {
     let Some(first) = letters.first() else { return Ok(()) };
     if shared.stop_on_bad_record {
-        return Err(Error::human(format!("a record cannot be applied: {}", first.error))
+        let error = Error::human(format!("a record cannot be applied: {}", first.error))
             .with("table", &first.table)
             .with("topic", &first.topic)
             .with("partition", first.partition)
-            .with("offset", first.offset));
+            .with("offset", first.offset);
+        return Err(Refusal::BadRecord(error));
     }
     tracing::warn!(
         table = %first.table, topic = %first.topic, partition = first.partition, offset = first.offset,

@@ -21,7 +21,7 @@ use lakeward_runtime::config::DocumentRule;
 use lakeward_runtime::{Error, Result};
 
 use crate::commit::Committed;
-use crate::dead_letter::{self, Places};
+use crate::dead_letter::{self, Places, Refusal};
 use crate::reduce::{Feed, LakeRows, Layout, Reduction, Source};
 use crate::table::{Pending, SinkTable, blocking, reduce_all};
 use crate::writer::{self, Base, DataFiles, Outcome, Rows, Written};
@@ -72,7 +72,7 @@ pub(crate) async fn commit(
     pending: Vec<Pending>,
     letters: Vec<DeadLetter>,
     target: Committed,
-) -> Result<Written> {
+) -> Result<Written, Refusal> {
     let lake = table.shared.lake.clone();
     let rule = rule(table.rule);
     ensure_table(table).await?;

@@ -22,7 +22,7 @@ use lakeward_runtime::config::DocumentRule;
 use lakeward_runtime::{Action, Error, Result};
 
 use crate::commit::{Committed, committed_of};
-use crate::dead_letter::{self, Places};
+use crate::dead_letter::{self, Places, Refusal};
 use crate::key_index::{Definition, KeyIndex};
 use crate::reduce::{Aligned, Feed, Layout, Reduction, reduce};
 use crate::{documents, writer};
@@ -32,7 +32,7 @@ pub struct Shared {
     pub lake: Lake,
     pub dead_letters: DeadLetterTable,
     pub state_dir: PathBuf,
-    /// Whether a change that cannot be applied stops its source instead of becoming a dead letter.
+    /// Whether a change that cannot be applied stops its table instead of becoming a dead letter.
     pub stop_on_bad_record: bool,
 }
 
@@ -61,6 +61,8 @@ pub struct SinkTable {
     bytes: usize,
     /// Newest schema version seen.
     pub(crate) schema: Option<Arc<TableSchema>>,
+    /// The bad record that stopped the table: it stays where it last committed, until the sink is started again.
+    stopped: Option<Error>,
 }
 
 /// The name of a table in the lake.
@@ -107,6 +109,7 @@ impl SinkTable {
             letters: Vec::new(),
             bytes: 0,
             schema: None,
+            stopped: None,
             rule,
             ident,
             shared,
@@ -148,6 +151,27 @@ impl SinkTable {
         if self.table.is_none() && self.schema.is_none() {
             self.schema = Some(schema.clone());
         }
+    }
+
+    /// Whether the table has stopped at a bad record.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Why the table has stopped; for the worker's end.
+    pub fn take_stopped(&mut self) -> Option<Error> {
+        self.stopped.take()
+    }
+
+    fn stop(&mut self, error: Error) {
+        tracing::error!(
+            error = %error, table = %self.name(),
+            "the table stops at a bad record, and rows of lakeward.checkpoints wait; the source's other tables go on. Start the \
+             sink again when the record can be applied, or with sink.on_bad_record = \"dead_letter\""
+        );
+        metrics::gauge!("lakeward_sink_table_stopped", "table" => self.name()).set(1.0);
+        self.index = None;
+        self.stopped = Some(error);
     }
 
     /// Takes changes that the next commit is to hold.
@@ -331,8 +355,19 @@ impl SinkTable {
         KeyIndex::open(&folder, Definition { table_uuid: uuid, encoding: key::VERSION, key: self.key()? })
     }
 
-    /// Commits everything pending: the table is then at `checkpoint`, and holds its topic up to `ends`.
+    /// Commits everything pending: the table is then at `checkpoint`, and holds its topic up to `ends`; or it has stopped.
     pub async fn commit(&mut self, checkpoint: &Checkpoint, ends: &Ends) -> Result<()> {
+        match self.try_commit(checkpoint, ends).await {
+            Ok(()) => Ok(()),
+            Err(Refusal::BadRecord(error)) => {
+                self.stop(error);
+                Ok(())
+            }
+            Err(Refusal::Failed(error)) => Err(error),
+        }
+    }
+
+    async fn try_commit(&mut self, checkpoint: &Checkpoint, ends: &Ends) -> Result<(), Refusal> {
         let started = std::time::Instant::now();
         let pending = std::mem::take(&mut self.pending);
         let letters = std::mem::take(&mut self.letters);
@@ -348,10 +383,11 @@ impl SinkTable {
             return dead_letter::write(&self.shared, letters, offsets).await;
         };
         if pending.is_empty() && letters.is_empty() {
-            return match schema.kind {
-                TableKind::Relational => self.ensure_schema(&source_columns(&schema)).await,
-                TableKind::Documents => documents::ensure_table(self).await,
-            };
+            match schema.kind {
+                TableKind::Relational => self.ensure_schema(&source_columns(&schema)).await?,
+                TableKind::Documents => documents::ensure_table(self).await?,
+            }
+            return Ok(());
         }
         let changes: usize = pending.iter().map(|p| p.batch.num_rows()).sum();
         let written = match schema.kind {

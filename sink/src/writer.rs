@@ -20,7 +20,7 @@ use lakeward_runtime::{Error, Result};
 use roaring::RoaringTreemap;
 
 use crate::commit::{Committed, is_ancestor};
-use crate::dead_letter::{self, Places};
+use crate::dead_letter::{self, Places, Refusal};
 use crate::key_index::{Entry, KeyIndex};
 use crate::read::read_columns;
 use crate::reduce::{LakeRows, Layout, Reduction};
@@ -294,7 +294,7 @@ pub(crate) async fn commit(
     letters: Vec<DeadLetter>,
     places: &[Places],
     converging: bool,
-) -> Result<Written> {
+) -> Result<Written, Refusal> {
     let lake = table.shared.lake.clone();
     let mut reduction = Arc::new(reduction);
     let (left_out, needed) = reduction.needed(layout.columns.len());

@@ -169,6 +169,24 @@ async fn one_state_dir_is_for_one_sink() {
 }
 
 /// A record that cannot be read becomes one dead letter, and the rest goes on.
+/// Trap 22: a key's newest change lies in a partition that is read before the one that holds its older ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_moved_to_another_partition_stay_in_order() {
+    let mut bench = Bench::new("moved").await;
+    let older: Vec<Change> = (1..=60).flat_map(|id| [insert(id, "old", "B"), update(id, "older", Some("C"))]).collect();
+    let mut newer: Vec<Change> = (1..=40).map(|id| update(id, "new", None)).collect();
+    newer.extend((41..=60).map(delete));
+    newer.extend((0..newer.len().abs_diff(older.len())).map(|n| insert(1000 + n as i64, "more", "M")));
+    bench.publish_moved(&older, &newer).await;
+    bench.sink().await;
+    let rows = bench.rows().await;
+    let wanted = |id: i64| (id <= 40 || id >= 1000).then(|| if id <= 40 { ("new", "C") } else { ("more", "M") });
+    for id in (1..=60).chain(1000..1060) {
+        let found = rows.get(&id).map(|(v, big)| (v.as_deref().unwrap(), big.as_deref().unwrap()));
+        assert_eq!(found, wanted(id), "row {id}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_record_is_a_dead_letter_once() {
     let mut bench = Bench::new("bad").await;

@@ -283,3 +283,59 @@ fn a_table_set_back_by_somebody_else_is_noticed() {
     assert!(log.contains(&t), "it names the table: {log}");
     assert!(!stream_records(&Servers::get().kafka, &users.name).is_empty());
 }
+
+/// Where bad records stop a table, they stop that one: others of its source go on, rows of `lakeward.checkpoints` wait, and the
+/// table goes on from the very record once it may.
+#[test]
+fn a_bad_record_stops_its_table_alone() {
+    let users = Postgres::new(
+        "CREATE TABLE good (id int PRIMARY KEY); CREATE TABLE bad (id int PRIMARY KEY, v text);
+         INSERT INTO good VALUES (1); INSERT INTO bad VALUES (1, 'a')",
+    );
+    let lake = Pipeline::new().postgres(&users).build();
+    let name = &users.name;
+    let stopping = lake.variant("state", &[("[sink]\n", "[sink]\non_bad_record = \"stop\"\n")]);
+    let running = lake.start_with(&stopping, &[], "");
+    lake.wait_for_value(&format!("select count(*) from {name}.bad"), &json!(1));
+    lake.wait_for_value(&format!("select count(*) from {name}.good"), &json!(1));
+    let topic = format!("{name}.public.bad");
+    let offset = produce(&Servers::get().kafka, &topic, 1, b"{\"id\":3}", b"not json");
+    // Some of these come to lie behind it.
+    users.execute("INSERT INTO good VALUES (2); INSERT INTO bad SELECT i, 'b' FROM generate_series(2, 20) i");
+    // What the lake lacks of a table, and where its topic ends.
+    let at = |table: &str| {
+        let output = lake.call(&["topics", "--format", "json"]);
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let topics = found["sources"][0]["topics"].as_array().unwrap();
+        let of = topics.iter().find(|topic| topic["topic"] == format!("{name}.public.{table}")).unwrap();
+        let ends = of["partitions"].as_array().unwrap().iter().map(|p| p["end"].as_i64().unwrap());
+        (of["lag"].as_i64().unwrap(), ends.sum::<i64>())
+    };
+    wait_until("the table stops", || running.log().contains("the table stops at a bad record"));
+    let before = at("good").1;
+    users.execute("INSERT INTO good VALUES (3)");
+    wait_until("the other table goes on", || {
+        let (lag, end) = at("good");
+        lag == 0 && end > before
+    });
+    assert!(at("bad").0 > 0);
+    for word in [topic.as_str(), &format!("{name}.bad"), "dead_letter"] {
+        assert!(running.log().contains(word), "no {word} in: {}", running.log());
+    }
+    assert!(running.log().contains(&offset.to_string()));
+    // Read together, tables stand at the last moment that is true of both.
+    assert_eq!(lake.value(&format!("select count(*) from {name}.good")), json!(1));
+    running.kill();
+
+    // Still so after a restart; one that is to end says that it cannot.
+    said(&lake.call_with(&stopping, &["run", "--until-caught-up"]), 4, &["a table has stopped", &topic, "offset"]);
+    assert!(at("bad").0 > 0);
+    assert_eq!(lake.value(&format!("select count(*) from lakeward.dead_letters where source = '{name}'")), json!(0));
+
+    let running = lake.start(&[]);
+    lake.wait_for_value(&format!("select count(*) from {name}.good"), &json!(3));
+    assert_eq!(lake.value(&format!("select count(*) from {name}.bad")), json!(20));
+    assert_eq!(lake.value(&format!("select count(*) from lakeward.dead_letters where source = '{name}'")), json!(1));
+    lake.verify();
+    running.stop();
+}

@@ -9,7 +9,7 @@ use crate::harness::{
 
 /// Partitions are added in the middle of a stream, so that keys move to others while older changes of theirs are unread: new
 /// partitions are read, and the lake is what the source is. (That the sink merges partitions by `sequence` whatever order it reads
-/// them in is the property test of `sink/src/reduce`.)
+/// them in is what `keys_that_moved_to_another_partition_stay_in_order` of its suite tries.)
 #[test]
 fn keys_stay_in_order_when_partitions_are_added() {
     let users = Postgres::new(&postgres_tables());
@@ -42,6 +42,26 @@ fn keys_stay_in_order_when_partitions_are_added() {
     }
     let moved = places.values().filter(|partitions| partitions.len() > 1).count();
     assert!(moved > 10, "{moved} of {} keys have moved", places.len());
+}
+
+/// Without the source's control topics nobody could tell what was published: the connector does not begin anew beside what is
+/// there.
+#[test]
+fn deleted_control_topics_are_named() {
+    let users = Postgres::new("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 10)");
+    for (control, of) in [("__checkpoints", "no checkpoint"), ("__schemas", "no schema")] {
+        let lake = Pipeline::new().postgres(&users).build();
+        lake.catch_up();
+        let topic = format!("{}.{control}", users.name);
+        delete_topic(&Servers::get().kafka, &topic);
+        for _ in 0..2 {
+            let mut running = lake.start(&["connectors"]);
+            wait_until("the connector stops", || !running.is_running());
+            assert_eq!(running.wait().code(), Some(4), "{}", running.log());
+            let log = running.log();
+            assert!(log.contains(&topic) && log.contains(of) && log.contains("docs/log.md"), "{log}");
+        }
+    }
 }
 
 /// A topic that is gone stops its source, naming it; nothing is taken for read that was not.

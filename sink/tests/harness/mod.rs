@@ -180,6 +180,22 @@ impl Bench {
         self.append(changes, |block| block.push(1, Some(b"{}"), Some(b"not json"), Some(b"1,9"))).await;
     }
 
+    /// Appends changes, and behind them in the same append later ones whose keys have all moved to the first partition.
+    pub async fn publish_moved(&mut self, changes: &[Change], later: &[Change]) {
+        let batch = self.batch(changes);
+        self.sequence += changes.len() as u64;
+        let mut moved = RecordBlock::default();
+        JsonEncoder::with_database("test").encode(&self.batch(later), 1, &mut moved).unwrap();
+        // `append_batch` counts those of `batch`.
+        self.sequence += later.len() as u64 - changes.len() as u64;
+        self.append_batch(&batch, |block| {
+            for record in moved.iter() {
+                block.push(record.partition, record.key, record.value, record.header);
+            }
+        })
+        .await;
+    }
+
     async fn append(&mut self, changes: &[Change], more: impl FnOnce(&mut RecordBlock)) {
         let batch = self.batch(changes);
         self.append_batch(&batch, more).await;

@@ -379,10 +379,10 @@ fn odd_names_come_back() {
         assert!(text.contains(part), "{part} in {text}");
     }
     let r = block.iter().next().unwrap();
-    // A column that goes by the name that another had to give up: the property decides, not the field's name.
+    // Without the column that had the name, another one gets it: the property decides, not the field's name.
     let mut renamed = (*table).clone();
     renamed.version = 8;
-    renamed.columns.swap(0, 2);
+    renamed.columns.remove(2);
     let renamed = Arc::new(renamed);
     let mut decoder = decoder(&[&table, &renamed], &registry);
     decoder.push(&record(&r)).unwrap();
@@ -390,7 +390,7 @@ fn odd_names_come_back() {
     let batches = decoder.flush().unwrap();
     assert_eq!(batches[0].record_batch(), batch.record_batch());
     let values: Vec<_> = batches[1].after().columns().iter().map(|c| c.as_primitive::<Int32Type>().value(0)).collect();
-    assert_eq!(values, [2, 1, 0, 3]);
+    assert_eq!(values, [0, 1, 3]);
 }
 
 /// A topic in which the codec changed, and changed back.
