@@ -2,7 +2,7 @@
 //! they may come in any order, be missing, or be more than we know.
 
 use super::names;
-use super::registered::{Logical, Registered, Type, TypeId};
+use super::registered::{Field, Logical, Registered, Type, TypeId};
 use super::wire::{self, Cursor};
 use crate::codec::json::columns::{Column, Rows};
 use crate::codec::json::scan::Parsed;
@@ -189,13 +189,20 @@ impl Row {
     fn of(schema: &Registered, id: TypeId, table: &TableSchema) -> Result<Self, String> {
         let Type::Record(of) = &schema.node(id).ty else { return Err("no record".into()) };
         let ours = names::fields(&table.columns);
+        let by_name = |field: &Field| {
+            let name = field.column.as_ref().unwrap_or(&field.name);
+            table.columns.iter().position(|column| column.name == *name)
+        };
+        let named: Vec<_> = of.iter().map(by_name).collect();
         let mut found = vec![false; ours.len()];
         let mut fields = Vec::with_capacity(of.len());
-        for field in of {
-            let column = match &field.column {
-                Some(column) => table.columns.iter().position(|ours| ours.name == *column),
-                None => ours.iter().position(|ours| *ours == field.name),
+        for (field, named_as) in of.iter().zip(&named) {
+            // A registry may have dropped the property: then a column that no other field names goes by what we would call it.
+            let called = || match field.column {
+                Some(_) => None,
+                None => ours.iter().position(|ours| *ours == field.name).filter(|i| !named.contains(&Some(*i))),
             };
+            let column = named_as.or_else(called);
             let Some(column) = column else {
                 fields.push(Known { ty: field.ty, column: None });
                 continue;
@@ -360,7 +367,7 @@ impl Envelope {
 
 fn source(schema: &Registered, id: TypeId, documents: bool) -> Result<Vec<Source>, String> {
     let Type::Record(of) = &schema.node(id).ty else { return Err("its field source is no record".into()) };
-    let field = |field: &super::registered::Field| {
+    let field = |field: &Field| {
         let ty = field.ty;
         let number = || Number::of(schema, ty).ok_or_else(|| format!("its field source.{} is no number", field.name));
         Ok(match field.name.as_str() {
@@ -387,7 +394,7 @@ pub struct DocumentKey {
 impl DocumentKey {
     pub fn new(schema: Registered) -> Result<Self, String> {
         let Type::Record(of) = &schema.node(schema.root).ty else { return Err("it is no record".into()) };
-        let field = |field: &super::registered::Field| match (field.name.as_str(), Text::of(&schema, field.ty)) {
+        let field = |field: &Field| match (field.name.as_str(), Text::of(&schema, field.ty)) {
             ("id", Some(text)) => Ok(text),
             _ => Err(field.ty),
         };

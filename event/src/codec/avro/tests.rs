@@ -391,6 +391,12 @@ fn odd_names_come_back() {
     assert_eq!(batches[0].record_batch(), batch.record_batch());
     let values: Vec<_> = batches[1].after().columns().iter().map(|c| c.as_primitive::<Int32Type>().value(0)).collect();
     assert_eq!(values, [0, 1, 3]);
+    // a registry that keeps nothing but Avro's own properties
+    let bare = text.replace("lakeward.column", "dropped").replace("lakeward.topic", "dropped");
+    let id = registry.add(&bare, &[]);
+    let value = [&[0][..], &id.to_be_bytes(), &r.value.unwrap()[5..]].concat();
+    decoder.push(&RecordRef { value: Some(&value), ..record(&r) }).unwrap();
+    assert_eq!(decoder.flush().unwrap()[0].record_batch(), batch.record_batch());
 }
 
 /// A topic in which the codec changed, and changed back.
