@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::NAME;
 use super::plan::{DocumentKey, Envelope, Part, Source};
 use super::registered::Registered;
 use super::wire::{Cursor, MAGIC, PREFIX};
+use super::{NAME, documents};
 use crate::batch::{ChangeBatch, ChangeMeta, MetaRow, Op};
 use crate::codec::json::columns::Rows;
 use crate::codec::json::decode::document_rows;
@@ -219,7 +219,7 @@ impl Run {
             position = said.cluster_time.0 << 32 | said.cluster_time.1;
             let documents = [said.after.map(raw), said.before.map(raw)];
             let id = || match &parts.id {
-                Ok(id) => Ok(raw(id)),
+                Ok(id) => documents::read_id(id),
                 Err(reason) => Err(Bad { reason: reason.clone().into(), at: 0 }),
             };
             document_rows([&mut self.after, &mut self.before], op, documents, header.rest.ids.as_ref(), id)?;

@@ -9,7 +9,7 @@ use arrow::array::Array;
 
 use super::cells::{NULL, PRESENT, write};
 use super::wire::{MAGIC, PREFIX, write_bytes, write_long};
-use super::{NAME, names, schema};
+use super::{NAME, documents, names, schema};
 use crate::batch::{ChangeBatch, Op};
 use crate::codec::json::encode::{Rows, Side, is_unchanged, wall_clock};
 use crate::codec::json::{JsonEncoder, UNAVAILABLE, text};
@@ -117,22 +117,48 @@ impl Layout {
     }
 }
 
-/// What a column that the source left out is written as: Debezium's text where the type has room for it, else null.
+/// The name-based UUID of [`UNAVAILABLE`].
+const UNAVAILABLE_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
+
+/// What a column that the source left out is written as: Debezium's forms, where the type has room for them, else null.
 fn unavailable(ty: &LogicalType) -> Vec<u8> {
     let mut out = vec![PRESENT];
     match ty {
         LogicalType::String | LogicalType::Json | LogicalType::Binary => write_bytes(&mut out, UNAVAILABLE.as_bytes()),
-        LogicalType::List(element) if !matches!(**element, LogicalType::List(_)) => {
-            match unavailable(element).as_slice() {
-                [NULL] => out = vec![NULL],
-                element => {
-                    write_long(&mut out, 1);
-                    out.extend_from_slice(element);
-                    out.push(0);
+        LogicalType::List(element) => {
+            let number: Option<fn(u8, &mut Vec<u8>)> = match **element {
+                LogicalType::Int
+                | LogicalType::Long
+                | LogicalType::Date
+                | LogicalType::Timestamp
+                | LogicalType::TimestampTz => Some(|byte, out| write_long(out, byte.into())),
+                LogicalType::Float => Some(|byte, out| out.extend_from_slice(&f32::from(byte).to_le_bytes())),
+                LogicalType::Double => Some(|byte, out| out.extend_from_slice(&f64::from(byte).to_le_bytes())),
+                _ => None,
+            };
+            match (number, &**element) {
+                // The text's bytes, as numbers.
+                (Some(write), _) => {
+                    write_long(&mut out, UNAVAILABLE.len() as i64);
+                    for byte in UNAVAILABLE.bytes() {
+                        out.push(PRESENT);
+                        write(byte, &mut out);
+                    }
                 }
+                (None, LogicalType::Uuid) => {
+                    write_long(&mut out, 1);
+                    out.push(PRESENT);
+                    write_bytes(&mut out, UNAVAILABLE_UUID.as_bytes());
+                }
+                (None, LogicalType::String | LogicalType::Json | LogicalType::Binary) => {
+                    write_long(&mut out, 1);
+                    out.extend_from_slice(&unavailable(element));
+                }
+                _ => return vec![NULL],
             }
+            out.push(0);
         }
-        _ => out = vec![NULL],
+        _ => return vec![NULL],
     }
     out
 }
@@ -176,7 +202,7 @@ impl Encoding<'_> {
         let patch = (!patch_written && patch.is_valid(row)).then(|| patch.value(row));
         out.extend_from_slice(NAME.as_bytes());
         out.push(b',');
-        self.rows.write_header(row, op, patch, out)?;
+        self.rows.write_header(row, op, patch, documents::reads_back, out)?;
         let header = value.end..out.len();
         if let Some(partition) = partition {
             return block.push_written(partition, start, key, Some(value), Some(header));
@@ -196,6 +222,11 @@ impl Encoding<'_> {
         let key = self.rows.key_of(row, op)?;
         let start = out.len();
         out.extend_from_slice(self.layout.key.as_ref()?);
+        if self.layout.schema.kind == TableKind::Documents {
+            let side = if key.is_before(0) { &self.rows.before } else { &self.rows.after };
+            write_optional(side.cells[0].text(row), out, |out, id| documents::write_id(id, out));
+            return Some(start..out.len());
+        }
         for column in &self.layout.schema.key {
             let side = if key.is_before(*column) { &self.rows.before } else { &self.rows.after };
             write(&side.cells[*column], row, out);
@@ -212,7 +243,12 @@ impl Encoding<'_> {
         self.write_side(&self.rows.after, row, self.rows.unchanged(row), out);
         if !relational {
             let patch = batch.patch();
-            write_optional(patch.is_valid(row).then(|| patch.value(row).as_bytes()), out, write_bytes);
+            let patch = patch.is_valid(row).then(|| patch.value(row));
+            match patch {
+                Some(patch) => documents::write_update_description(patch, out),
+                None => out.push(NULL),
+            }
+            write_optional(patch.map(str::as_bytes), out, write_bytes);
         }
         out.extend_from_slice(&layout.source);
         let commit_ts = batch.commit_ts();

@@ -7,10 +7,10 @@
 //! Key and value are in Confluent's wire format: a zero byte, the schema's id (four bytes, the highest first), Avro's binary
 //! form. A row's partition is that of its key in the `json` form, whatever the codec; a truncate is in every partition.
 //! - **Key**: a record `Key` of the key columns, in key order; of the old row for a delete. Null where the table has no key, and
-//!   for a truncate. MongoDB: `id`, the text of `_id`.
+//!   for a truncate. MongoDB: `id`, the text of `_id` as Extended JSON ([`documents`]).
 //! - **Value**: a record `Envelope` with `before`, `after` (both `Value`, the row, or null), `source`, `transaction` (always
 //!   null), `op`, `ts_ms` (the encoder's clock, not read back). MongoDB: `after` and `before` are texts of canonical Extended
-//!   JSON, and so is `updateDescription`, the patch. The fields of `source` are those of [`json`](super::json), which see.
+//!   JSON, `patch` is the exact text of the patch, and `updateDescription` Debezium's record of it. The fields of `source` are those of [`json`](super::json), which see.
 //! - **Header** `lakeward`: `avro,` and then the header of [`json`](super::json). What a table's record has no place for, the patch of
 //!   a table that is not a collection, would stand there too.
 //!
@@ -34,8 +34,8 @@
 //! | timestamptz | `long` as `timestamp-micros`; infinities likewise |
 //! | list | `array` of nullable items |
 //!
-//! A column that the source left out is `__debezium_unavailable_value` where it is of texts or bytes (a list: an array of it),
-//! and null otherwise. The header says so without ambiguity.
+//! A column that the source left out is `__debezium_unavailable_value` where it is of texts or bytes (a list: an array of it; of
+//! numbers, its bytes; of uuids, the UUID of that name), and null otherwise. The header says so without ambiguity.
 //!
 //! # Reading
 //! The decoder reads by the schema whose id the record has, and finds our columns in it by name: fields may be in another order, be
@@ -46,12 +46,13 @@
 //!
 //! # Layout
 //! - [`names`], [`schema`]: a table as schemas
-//! - [`encode`], [`cells`]: columns to data
+//! - [`encode`], [`cells`], [`documents`]: columns to data
 //! - [`registered`], [`plan`], [`decode`]: data to columns, by any schema, trusting none of it
 //! - [`wire`]: Avro's binary form
 
 mod cells;
 mod decode;
+mod documents;
 mod encode;
 mod names;
 mod plan;

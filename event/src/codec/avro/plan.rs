@@ -351,7 +351,7 @@ impl Envelope {
                 "before" if documents => Part::BeforeDocument(text()?),
                 "after" => Part::After(row()?),
                 "before" => Part::Before(row()?),
-                "updateDescription" => Part::Patch(text()?),
+                "patch" => Part::Patch(text()?),
                 "source" => Part::Source(source(&schema, ty, documents)?),
                 "op" => Part::Op(text()?),
                 _ => Part::Other(ty),

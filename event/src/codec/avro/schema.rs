@@ -41,7 +41,9 @@ pub fn value(table: &TableSchema) -> String {
             "postgresql"
         }
         TableKind::Documents => {
-            fields.extend(["before", "after", "updateDescription"].map(|name| optional(name, JSON, "")));
+            fields.extend(["before", "after"].map(|name| optional(name, JSON, "")));
+            fields.push(optional("updateDescription", &update_description(), ""));
+            fields.push(optional("patch", JSON, ""));
             "mongodb"
         }
     };
@@ -51,6 +53,24 @@ pub fn value(table: &TableSchema) -> String {
     fields.push(optional("ts_ms", "\"long\"", ""));
     let properties = format!("{},\"connect.version\":2{}", renamed(table, &namespace), connect(&namespace, "Envelope"));
     record("Envelope", &namespace, &fields, &properties)
+}
+
+/// A patch as Debezium has it.
+fn update_description() -> String {
+    const NAMESPACE: &str = "io.debezium.connector.mongodb.changestream";
+    let of = |name, fields: &[String]| {
+        record(name, NAMESPACE, fields, &format!(",\"connect.version\":1{}", connect(NAMESPACE, name)))
+    };
+    let list = |items: &str| format!(r#"{{"type":"array","items":{items}}}"#);
+    let truncated = of("truncatedarray", &[field("field", "\"string\""), field("size", "\"int\"")]);
+    of(
+        "updatedescription",
+        &[
+            optional("removedFields", &list("\"string\""), ""),
+            optional("updatedFields", JSON, ""),
+            optional("truncatedArrays", &list(&truncated), ""),
+        ],
+    )
 }
 
 fn source(kind: TableKind, connector: &str) -> String {

@@ -238,7 +238,7 @@ impl<'a> Rows<'a> {
         let value_start = out.len();
         let body = self.write_value(row, op, out);
         let value = value_start..out.len();
-        self.write_header(row, op, None, out)?;
+        self.write_header(row, op, None, |_| true, out)?;
         let header = value.end..out.len();
         if op == Op::Truncate as u8 {
             let length = out.len() - start;
@@ -382,8 +382,16 @@ impl<'a> Rows<'a> {
         start..out.len()
     }
 
-    /// Appends the header; with the patch, where the record has no place for it.
-    pub fn write_header(&self, row: usize, op: u8, patch: Option<&str>, out: &mut Vec<u8>) -> Result<()> {
+    /// Appends the header; with the patch where the record has no place for it, and with ids that its key does not hold as
+    /// `in_key` has it.
+    pub fn write_header(
+        &self,
+        row: usize,
+        op: u8,
+        patch: Option<&str>,
+        in_key: fn(&str) -> bool,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         out.extend_from_slice(&self.layout.header);
         text::write_int(out, self.batch.sequences()[row]);
         let unchanged = self.unchanged(row);
@@ -394,7 +402,7 @@ impl<'a> Rows<'a> {
             Vec::new()
         };
         let ids = match self.layout.schema.kind {
-            TableKind::Documents => self.unusual_ids(row, op),
+            TableKind::Documents => self.unusual_ids(row, op, in_key),
             TableKind::Relational => None,
         };
         if unchanged.is_none() && misfits.is_empty() && ids.is_none() && patch.is_none() {
@@ -411,7 +419,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The ids of both sides, where a reader would not get them from key and `op`.
-    fn unusual_ids(&self, row: usize, op: u8) -> Option<[RowId; 2]> {
+    fn unusual_ids(&self, row: usize, op: u8, in_key: fn(&str) -> bool) -> Option<[RowId; 2]> {
         let [after, before] = [&self.after, &self.before].map(|side| side.has(row).then(|| side.cells[0].text(row)));
         let expected = implied_sides(op, self.has_document(&self.after, row), self.has_document(&self.before, row));
         let key = match op {
@@ -421,7 +429,7 @@ impl<'a> Rows<'a> {
         };
         let usual = |side: Option<Option<&str>>, expected: bool| match side {
             None => !expected,
-            Some(id) => expected && id.is_some() && Some(id) == key,
+            Some(id) => expected && id.is_some_and(in_key) && Some(id) == key,
         };
         if usual(after, expected.0) && usual(before, expected.1) {
             return None;
