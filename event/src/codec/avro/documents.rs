@@ -90,7 +90,7 @@ fn write_parts(patch: &[u8], out: &mut Vec<u8>) -> Parsed<()> {
                 b"field" => field = Some(raw),
                 b"newSize" => {
                     size = match Value::parse(raw)? {
-                        Value::Int(size) => i32::try_from(size).ok(),
+                        Value::Int(size) => Some(size),
                         Value::Long(size) => i32::try_from(size).ok(),
                         _ => None,
                     }
