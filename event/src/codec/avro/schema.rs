@@ -44,7 +44,7 @@ pub fn value(table: &TableSchema) -> String {
             fields.extend(["before", "after"].map(|name| optional(name, JSON, "")));
             fields.push(optional("updateDescription", &update_description(), ""));
             fields.push(optional("patch", JSON, ""));
-            "mongodb"
+            "mongo"
         }
     };
     fields.push(field("source", &source(table.kind, connector)));
