@@ -1,11 +1,12 @@
 //! The changes that codecs and logs are measured with: of a table like a shop's orders, made here -> ChangeBatches.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{
     ArrayRef, Decimal128Array, Int32Array, Int64Array, StringArray, StructArray, TimestampMicrosecondArray,
 };
 use lakeward_event::batch::{ChangeMeta, MetaRow};
+use lakeward_event::codec::registry::{RegisteredSchema, SchemaRegistry};
 use lakeward_event::schema::TableKind;
 use lakeward_event::{ChangeBatch, Column, LogicalType, Op, TableId, TableSchema};
 
@@ -92,4 +93,20 @@ fn batch(schema: &Arc<TableSchema>, first: usize, rows: usize) -> ChangeBatch {
         });
     }
     ChangeBatch::try_new(schema.clone(), meta.finish().unwrap(), after, before).unwrap()
+}
+
+/// The schemas of `avro`, by number; a registry's answers come from memory but for the first of each.
+#[derive(Default)]
+pub struct Registry(Mutex<Vec<Arc<RegisteredSchema>>>);
+
+impl SchemaRegistry for Registry {
+    fn register(&self, _: &str, schema: &str) -> lakeward_event::Result<u32> {
+        let mut known = self.0.lock().unwrap();
+        known.push(Arc::new(RegisteredSchema { text: schema.into(), references: Vec::new() }));
+        Ok(known.len() as u32 - 1)
+    }
+
+    fn schema(&self, id: u32) -> lakeward_event::Result<Option<Arc<RegisteredSchema>>> {
+        Ok(self.0.lock().unwrap().get(id as usize).cloned())
+    }
 }

@@ -17,13 +17,14 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 use lakeward_event::codec::any::AnyDecoder;
 use lakeward_event::codec::arrow::ArrowEncoder;
+use lakeward_event::codec::avro::AvroEncoder;
 use lakeward_event::codec::json::JsonEncoder;
 use lakeward_event::codec::{Decoder, Encoder, RecordBlock, RecordRef};
 use lakeward_event::{ChangeBatch, TableSchema};
 
 #[path = "changes.rs"]
 mod changes;
-use changes::{BATCH, PARTITIONS};
+use changes::{BATCH, PARTITIONS, Registry};
 
 fn main() {
     // `cargo bench` adds `--bench`.
@@ -42,8 +43,12 @@ fn main() {
         let of = serde_json::json!({ "us_per_change": seconds * 1e6 / changes as f64, "bytes_per_change": bytes as f64 / changes as f64 });
         results.insert(name.into(), of);
     };
-    let encoders: [(&str, Box<dyn Encoder>); 2] =
-        [("json", Box::<JsonEncoder>::default()), ("arrow", Box::new(ArrowEncoder::new().unwrap()))];
+    let registry = Arc::<Registry>::default();
+    let encoders: [(&str, Box<dyn Encoder>); 3] = [
+        ("json", Box::<JsonEncoder>::default()),
+        ("avro", Box::new(AvroEncoder::new(registry.clone()))),
+        ("arrow", Box::new(ArrowEncoder::new().unwrap())),
+    ];
     let mut text = Vec::new();
     for (name, mut encoder) in encoders {
         let mut blocks: Vec<RecordBlock> = Vec::new();
@@ -57,7 +62,7 @@ fn main() {
             blocks.iter().map(RecordBlock::bytes).sum()
         });
         note(&format!("{name}_encode"), encoded);
-        note(&format!("{name}_decode"), best(rounds, || decode(&schema, &blocks, changes)));
+        note(&format!("{name}_decode"), best(rounds, || decode(&schema, &registry, &blocks, changes)));
         if name == "json" {
             text = blocks;
         }
@@ -91,9 +96,9 @@ fn best(rounds: usize, mut work: impl FnMut() -> usize) -> (f64, usize) {
     })
 }
 
-fn decode(schema: &Arc<TableSchema>, blocks: &[RecordBlock], changes: usize) -> usize {
+fn decode(schema: &Arc<TableSchema>, registry: &Arc<Registry>, blocks: &[RecordBlock], changes: usize) -> usize {
     let schema = schema.clone();
-    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone()))).unwrap();
+    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone())), Some(registry.clone())).unwrap();
     let (mut rows, mut bytes) = (0, 0);
     for block in blocks {
         for r in block.iter() {

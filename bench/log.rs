@@ -11,11 +11,12 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use lakeward_event::codec::any::AnyDecoder;
 use lakeward_event::codec::arrow::ArrowEncoder;
+use lakeward_event::codec::avro::AvroEncoder;
 use lakeward_event::codec::json::JsonEncoder;
 use lakeward_event::codec::{Decoder, Encoder, HEADER, RecordBlock, RecordRef};
 use lakeward_event::{ChangeBatch, CheckpointDraft, Ends, Position, TableSchema, names};
@@ -67,7 +68,7 @@ fn main() {
 async fn round(count: usize, results: &mut BTreeMap<String, Cost>) {
     let folder = tempfile::tempdir().unwrap();
     let kafka = lakeward_log::open(&LogConfig::Kafka(kafka()), "bench").unwrap();
-    for name in ["json", "arrow"] {
+    for name in ["json", "avro", "arrow"] {
         let mut note = |what: &str, cost: Cost| {
             eprintln!("{what}: {:.2} s, {:.2} s of CPU, {} appends", cost.wall_s, cost.cpu_s, cost.appends);
             let least = results.entry(what.to_owned()).or_insert(cost);
@@ -121,9 +122,13 @@ fn fresh(what: &str) -> String {
     format!("bench_{what}_{:x}", now.as_micros())
 }
 
+/// Where the schemas of `avro` are.
+static REGISTRY: LazyLock<Arc<changes::Registry>> = LazyLock::new(Arc::default);
+
 fn encoder(codec: &str) -> Box<dyn Encoder> {
     match codec {
         "json" => Box::<JsonEncoder>::default(),
+        "avro" => Box::new(AvroEncoder::new(REGISTRY.clone())),
         _ => Box::new(ArrowEncoder::new().unwrap()),
     }
 }
@@ -235,7 +240,7 @@ async fn read(log: &Arc<dyn Log>, source: &str, schema: &Arc<TableSchema>, count
         reader.assign(&topic, *partition, 0).await.unwrap();
     }
     let schema = schema.clone();
-    let decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone()))).unwrap();
+    let decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone())), Some(REGISTRY.clone())).unwrap();
     let back = reader.read_to(&Ends::from([(topic, ends)]), Box::new(Rows { decoder, rows: 0 })).await.unwrap();
     let mut rows = *back.into_any().downcast::<Rows>().unwrap();
     rows.rows += rows.decoder.flush().unwrap().iter().map(ChangeBatch::num_rows).sum::<usize>();

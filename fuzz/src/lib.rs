@@ -4,12 +4,13 @@
 
 pub mod foreign;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use arrow::array::{Array, StructArray};
 use arrow::datatypes::DataType;
 use lakeward_event::batch::{ChangeMeta, MetaRow};
 use lakeward_event::codec::any::AnyDecoder;
+use lakeward_event::codec::registry::{RegisteredSchema, SchemaRegistry};
 use lakeward_event::codec::{Decoder, Encoder, RecordBlock, RecordRef};
 use lakeward_event::schema::TableKind;
 use lakeward_event::{ChangeBatch, Column, LogicalType, Op, TableId, TableSchema};
@@ -50,6 +51,41 @@ pub fn schemas() -> [Arc<TableSchema>; 2] {
     };
     let documents = TableSchema { version: 2, ..TableSchema::documents(TableId::new("shop", "shop", "items")) };
     [relational.into(), documents.into()]
+}
+
+/// The schemas of `avro` records, by number.
+#[derive(Default)]
+pub struct Registry(Mutex<Vec<Arc<RegisteredSchema>>>);
+
+/// Where real `avro` records have theirs.
+pub static REGISTRY: LazyLock<Arc<Registry>> = LazyLock::new(Arc::default);
+
+impl Registry {
+    /// One that has these texts, the first as number 0.
+    pub fn of(texts: impl IntoIterator<Item = String>) -> Arc<Self> {
+        let schema = |text| Arc::new(RegisteredSchema { text, references: Vec::new() });
+        Arc::new(Self(Mutex::new(texts.into_iter().map(schema).collect())))
+    }
+
+    pub fn texts(&self) -> Vec<String> {
+        self.known().iter().map(|schema| schema.text.clone()).collect()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Arc<RegisteredSchema>>> {
+        self.0.lock().expect("nobody panics with it")
+    }
+}
+
+impl SchemaRegistry for Registry {
+    fn register(&self, _: &str, schema: &str) -> lakeward_event::Result<u32> {
+        let mut known = self.known();
+        known.push(Arc::new(RegisteredSchema { text: schema.into(), references: Vec::new() }));
+        Ok(known.len() as u32 - 1)
+    }
+
+    fn schema(&self, id: u32) -> lakeward_event::Result<Option<Arc<RegisteredSchema>>> {
+        Ok(self.known().get(id as usize).cloned())
+    }
 }
 
 /// Real records of both tables, to be damaged.
@@ -110,7 +146,7 @@ fn value_of(ty: &LogicalType, text: &str) -> arrow::array::ArrayRef {
         columns: vec![Column { id: 1, name: "v".into(), ty: ty.clone(), source_type: String::new(), nullable: true }],
         key: vec![],
     });
-    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone()))).expect("a decoder");
+    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone())), None).expect("a decoder");
     let value = format!("{{\"before\":null,\"after\":{{\"v\":{text}}},\"source\":{{\"lsn\":1}},\"op\":\"c\"}}");
     push(&mut decoder, None, Some(value.as_bytes()), Some(b"1,1")).expect("a value");
     let batch = decoder.flush().expect("a batch").remove(0);
@@ -126,15 +162,31 @@ fn push(
     decoder.push(&RecordRef { topic: "t", partition: 0, offset: 0, key, value, header })
 }
 
-/// One input: made up where its first byte is even, else edits of a real record.
-pub fn run(real: &RecordBlock, input: &[u8]) {
+/// The decoder of records of both tables.
+fn decoder(registry: &Arc<Registry>) -> AnyDecoder {
     let [schema, documents] = schemas();
-    let mut decoder = AnyDecoder::new(Arc::new(move |version| match version {
+    let find = move |version| match version {
         1 => Some(schema.clone()),
         2 => Some(documents.clone()),
         _ => None,
-    }))
-    .expect("a decoder");
+    };
+    AnyDecoder::new(Arc::new(find), Some(registry.clone())).expect("a decoder")
+}
+
+/// One input: real records, which a registry says were written with these schemas.
+pub fn run_schemas(real: &RecordBlock, texts: Vec<String>) {
+    let mut decoder = decoder(&Registry::of(texts));
+    for record in real.iter() {
+        let rows = decoder.rows();
+        let taken = push(&mut decoder, record.key, record.value, record.header).is_ok();
+        assert_eq!(decoder.rows(), rows + usize::from(taken), "a record that was refused left something behind");
+    }
+    finish(decoder);
+}
+
+/// One input: made up where its first byte is even, else edits of a real record.
+pub fn run(real: &RecordBlock, input: &[u8]) {
+    let mut decoder = decoder(&REGISTRY);
     let Some((first, input)) = input.split_first() else { return };
     let mut good = 0;
     for (i, record) in real.iter().enumerate() {
@@ -171,10 +223,15 @@ pub fn run(real: &RecordBlock, input: &[u8]) {
             good += 1;
         }
     }
+    assert!(good > 0);
+    finish(decoder);
+}
+
+fn finish(mut decoder: AnyDecoder) {
     let rows = decoder.rows();
     let batches = decoder.flush().expect("what was taken can be given back");
     assert_eq!(batches.iter().map(ChangeBatch::num_rows).sum::<usize>(), rows);
-    assert!(good > 0 && decoder.rows() == 0);
+    assert_eq!(decoder.rows(), 0);
     // Everything can be looked at: offsets, texts and null bits are in bounds.
     for batch in batches {
         for column in batch.record_batch().columns() {

@@ -4,12 +4,14 @@
 //! # Layout
 //! - [`json`]: a record per change, Debezium's envelope
 //! - [`arrow`]: a record per batch of one table and partition, Arrow IPC
+//! - [`avro`]: a record per change, Debezium's envelope too, with schemas in a registry
 //! - [`any`]: the decoder of a topic, whichever of them wrote its records
 //! - [`debezium`]: topics that a Debezium writes; read only
 //! - [`registry`]: where schemas are kept that records name by number
 
 pub mod any;
 pub mod arrow;
+pub mod avro;
 pub mod debezium;
 pub mod json;
 pub mod registry;

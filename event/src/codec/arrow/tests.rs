@@ -169,7 +169,7 @@ fn codecs_may_change_half_way() {
     arrow.encode(&batch.slice(4, 1), 1, &mut block).unwrap();
     json.encode(&batch.slice(5, 1), 1, &mut block).unwrap();
     let schema = batch.table().clone();
-    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone()))).unwrap();
+    let mut decoder = AnyDecoder::new(Arc::new(move |_| Some(schema.clone())), None).unwrap();
     let bad = RecordRef {
         topic: "t",
         partition: 0,

@@ -10,12 +10,12 @@ use super::text;
 use crate::types::LogicalType;
 
 /// One column (or the elements of a list), ready to be written cell by cell.
-pub(super) struct Cells<'a> {
+pub(in crate::codec) struct Cells<'a> {
     nulls: Option<&'a NullBuffer>,
-    values: Values<'a>,
+    pub values: Values<'a>,
 }
 
-enum Values<'a> {
+pub(in crate::codec) enum Values<'a> {
     Bool(&'a BooleanArray),
     I32(&'a [i32]),
     I64(&'a [i64]),

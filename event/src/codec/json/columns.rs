@@ -240,6 +240,41 @@ impl Column {
         true
     }
 
+    /// Appends a truth; false as for [`append_long`](Self::append_long).
+    pub fn append_bool(&mut self, value: bool) -> bool {
+        let Values::Bool(values) = &mut self.values else { return false };
+        values.append(value);
+        self.validity.append_non_null();
+        true
+    }
+
+    /// Appends a float of 32 bits, to a column of 64 too; false as for [`append_long`](Self::append_long).
+    pub fn append_float(&mut self, value: f32) -> bool {
+        match &mut self.values {
+            Values::Float(values) => values.push(value),
+            Values::Double(values) => values.push(value.into()),
+            _ => return false,
+        }
+        self.validity.append_non_null();
+        true
+    }
+
+    /// Appends a float of 64 bits; false as for [`append_long`](Self::append_long).
+    pub fn append_double(&mut self, value: f64) -> bool {
+        let Values::Double(values) = &mut self.values else { return false };
+        values.push(value);
+        self.validity.append_non_null();
+        true
+    }
+
+    /// Appends a uuid; false as for [`append_long`](Self::append_long).
+    pub fn append_uuid(&mut self, value: &[u8; 16]) -> bool {
+        let Values::Uuid(values) = &mut self.values else { return false };
+        values.extend_from_slice(value);
+        self.validity.append_non_null();
+        true
+    }
+
     /// Appends a decimal's unscaled value; false as for [`append_long`](Self::append_long).
     pub fn append_decimal(&mut self, unscaled: i128) -> bool {
         let (Values::Decimal(values), LogicalType::Decimal { precision, .. }) = (&mut self.values, &self.ty) else {

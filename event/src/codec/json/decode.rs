@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::columns::{Column, Rows};
 use super::encode::implied_sides;
+use super::header::{Header, RowId};
 use super::scan::{Bad, Parsed, Raw, Scanner, append_unescaped};
-use super::{Rest, RowId, text};
+use super::text;
 use crate::batch::{ChangeBatch, ChangeMeta, MetaRow, Op};
 use crate::codec::{Decoder, RecordRef, SchemaSource, find_schema};
 use crate::error::Result;
@@ -75,39 +76,6 @@ impl Decoder for JsonDecoder {
 
     fn flush(&mut self) -> Result<Vec<ChangeBatch>> {
         self.runs.drain(..).map(Run::finish).collect()
-    }
-}
-
-/// The record header, but for the bitmap, which goes into a buffer.
-struct Header {
-    version: u32,
-    sequence: u64,
-    unchanged: bool,
-    rest: Rest,
-}
-
-impl Header {
-    fn parse(header: &[u8], unchanged: &mut Vec<u8>) -> Result<Self, String> {
-        let bad = || format!("header `{}` is not of this codec", String::from_utf8_lossy(header));
-        let mut parts = std::str::from_utf8(header).map_err(|_| bad())?.splitn(4, ',');
-        let version = parts.next().and_then(|part| part.parse().ok()).ok_or_else(bad)?;
-        let sequence = parts.next().and_then(|part| part.parse().ok()).ok_or_else(bad)?;
-        unchanged.clear();
-        let has_unchanged = match parts.next() {
-            None | Some("-") => false,
-            Some(hex) => {
-                text::parse_hex(hex.as_bytes(), unchanged).ok_or_else(bad)?;
-                true
-            }
-        };
-        let rest = match parts.next() {
-            None => Rest::default(),
-            Some(json) => serde_json::from_str(json).map_err(|_| bad())?,
-        };
-        if rest.misfits.iter().any(|(side, ..)| !matches!(side, 'a' | 'b')) {
-            return Err(bad());
-        }
-        Ok(Self { version, sequence, unchanged: has_unchanged, rest })
     }
 }
 
@@ -211,11 +179,16 @@ impl Run {
         if !(envelope.has_after && envelope.has_before && envelope.has_source) {
             return scanner.bad("not an envelope: before, after or source is missing");
         }
+        if header.rest.patch.is_some() {
+            return scanner.bad("a patch in the header");
+        }
         if header.rest.misfits.iter().any(|(_, column, _)| usize::from(*column) >= self.names.len()) {
             return scanner.bad("a misfit of a column that the schema does not have");
         }
         if documents {
-            self.documents(op, &envelope, key, header)?;
+            let documents = [envelope.after, envelope.before];
+            let sides = [&mut self.after, &mut self.before];
+            document_rows(sides, op, documents, header.rest.ids.as_ref(), || key_id(key))?;
         }
         for (side, column, text) in &header.rest.misfits {
             self.meta.misfit(*side as u8, usize::from(*column), text);
@@ -231,42 +204,44 @@ impl Run {
         });
         Ok(())
     }
+}
 
-    /// Puts together the rows of a MongoDB change: `_id` from the key (or the header), `_doc` from the envelope.
-    fn documents(&mut self, op: Op, envelope: &Envelope<'_>, key: Option<&[u8]>, header: &Header) -> Parsed<()> {
-        let documents = [envelope.after, envelope.before];
-        let implied = implied_sides(op as u8, envelope.after.is_some(), envelope.before.is_some());
-        let sides = [(&mut self.after, implied.0), (&mut self.before, implied.1)];
-        for (i, ((rows, implied), document)) in sides.into_iter().zip(documents).enumerate() {
-            let id = header.rest.ids.as_ref().map(|ids| &ids[i]);
-            let present = id.map_or(implied, |id| matches!(id, RowId::Present(_)));
-            if !present {
-                if document.is_some() {
-                    return Err(Bad { reason: "a document where the header says there is none".into(), at: 0 });
-                }
-                rows.append_null();
-                continue;
+/// Puts together the rows of a MongoDB change: `_id` from the key (or the header), `_doc` from the envelope.
+pub(in crate::codec) fn document_rows<'a>(
+    sides: [&mut Rows; 2],
+    op: Op,
+    documents: [Option<Raw<'_>>; 2],
+    ids: Option<&[RowId; 2]>,
+    key_id: impl Fn() -> Parsed<Raw<'a>>,
+) -> Parsed<()> {
+    let implied = implied_sides(op as u8, documents[0].is_some(), documents[1].is_some());
+    for (i, (rows, implied)) in sides.into_iter().zip([implied.0, implied.1]).enumerate() {
+        let id = ids.map(|ids| &ids[i]);
+        let present = id.map_or(implied, |id| matches!(id, RowId::Present(_)));
+        if !present {
+            if documents[i].is_some() {
+                return Err(Bad { reason: "a document where the header says there is none".into(), at: 0 });
             }
-            let [id_column, doc_column] = rows.start_row() else {
-                return Err(Bad { reason: "not the columns of a collection".into(), at: 0 });
-            };
-            match id {
-                Some(RowId::Present(Some(id))) => {
-                    id_column.append_text(Raw { bytes: id.as_bytes(), escaped: false, at: 0 })?;
-                }
-                Some(_) => id_column.append_null(),
-                None => {
-                    id_column.append_text(key_id(key)?)?;
-                }
-            }
-            match document {
-                Some(document) => doc_column.append_text(document)?,
-                None => doc_column.append_null(),
-            }
-            rows.end_row();
+            rows.append_null();
+            continue;
         }
-        Ok(())
+        let [id_column, doc_column] = rows.start_row() else {
+            return Err(Bad { reason: "not the columns of a collection".into(), at: 0 });
+        };
+        match id {
+            Some(RowId::Present(Some(id))) => {
+                id_column.append_text(Raw { bytes: id.as_bytes(), escaped: false, at: 0 })?;
+            }
+            Some(_) => id_column.append_null(),
+            None => id_column.append_text(key_id()?)?,
+        }
+        match documents[i] {
+            Some(document) => doc_column.append_text(document)?,
+            None => doc_column.append_null(),
+        }
+        rows.end_row();
     }
+    Ok(())
 }
 
 /// The text in `{"id":"…"}`.

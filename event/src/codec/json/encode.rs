@@ -9,7 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arrow::array::{Array, StructArray};
 
 use super::cells::Cells;
-use super::{Rest, RowId, UNAVAILABLE, text};
+use super::header::{Rest, RowId};
+use super::{UNAVAILABLE, text};
 use crate::batch::{ChangeBatch, Op};
 use crate::codec::{Encoder, RecordBlock};
 use crate::error::{Error, Result};
@@ -29,7 +30,7 @@ pub struct JsonEncoder {
 
 /// The text that is the same in every record of a table under one schema version.
 #[derive(Debug)]
-struct Layout {
+pub(in crate::codec) struct Layout {
     schema: Arc<TableSchema>,
     /// `"name":` per column, from the second on with a comma before it.
     columns: Vec<Vec<u8>>,
@@ -51,7 +52,7 @@ impl Default for JsonEncoder {
     }
 }
 
-fn wall_clock() -> i64 {
+pub(in crate::codec) fn wall_clock() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
@@ -66,7 +67,7 @@ impl JsonEncoder {
         Self { clock, ..self }
     }
 
-    fn layout(&mut self, schema: &Arc<TableSchema>) -> Arc<Layout> {
+    pub(in crate::codec) fn layout(&mut self, schema: &Arc<TableSchema>) -> Arc<Layout> {
         if let Some(layout) = self.layouts.get(&schema.table)
             && (Arc::ptr_eq(&layout.schema, schema) || layout.schema == *schema)
         {
@@ -141,21 +142,22 @@ impl Layout {
 }
 
 /// One side (`after` or `before`) of the batch's rows.
-struct Side<'a> {
+pub(in crate::codec) struct Side<'a> {
     rows: &'a StructArray,
-    cells: Vec<Cells<'a>>,
+    pub cells: Vec<Cells<'a>>,
 }
 
 impl<'a> Side<'a> {
     fn new(rows: &'a StructArray, schema: &'a TableSchema) -> Self {
         Self { rows, cells: Cells::of_rows(rows, schema.columns.iter().map(|column| &column.ty)) }
     }
-    fn has(&self, row: usize) -> bool {
+    pub fn has(&self, row: usize) -> bool {
         self.rows.is_valid(row)
     }
 }
 
-fn is_unchanged(bitmap: Option<&[u8]>, column: usize) -> bool {
+/// Whether the bitmap names the column.
+pub(in crate::codec) fn is_unchanged(bitmap: Option<&[u8]>, column: usize) -> bool {
     bitmap.is_some_and(|bits| bits.get(column / 8).is_some_and(|byte| byte >> (column % 8) & 1 == 1))
 }
 
@@ -182,35 +184,39 @@ impl JsonEncoder {
         let layout = self.layout(batch.table());
         let rows = Rows::new(&layout, batch, 0)?;
         let mut text = Vec::new();
-        for (row, op) in batch.ops().iter().enumerate() {
-            if *op == Op::Truncate as u8 {
-                each(row, None);
-                continue;
-            }
-            text.clear();
-            if rows.write_key(row, *op, &mut text).is_none() {
-                let after = rows.after.has(row);
-                let (side, unchanged) = if after { (&rows.after, rows.unchanged(row)) } else { (&rows.before, None) };
-                rows.write_side(side, row, unchanged, &mut text);
-            }
-            each(row, Some(partition(&text, partitions)));
+        for row in 0..batch.num_rows() {
+            each(row, rows.partition(row, partitions, &mut text));
         }
         Ok(())
     }
 }
 
 /// A batch being encoded.
-struct Rows<'a> {
+pub(in crate::codec) struct Rows<'a> {
     layout: &'a Layout,
-    after: Side<'a>,
-    before: Side<'a>,
+    pub after: Side<'a>,
+    pub before: Side<'a>,
     batch: &'a ChangeBatch,
     misfits: bool,
     now: i64,
 }
 
+/// Whose values a row's key has.
+pub(in crate::codec) struct KeyOf<'a> {
+    before: bool,
+    /// Key columns that the source left out of `after`, where `before` has them.
+    unchanged: Option<&'a [u8]>,
+}
+
+impl KeyOf<'_> {
+    /// Whether the value of a key column is that of `before`.
+    pub fn is_before(&self, column: usize) -> bool {
+        self.before || is_unchanged(self.unchanged, column)
+    }
+}
+
 impl<'a> Rows<'a> {
-    fn new(layout: &'a Layout, batch: &'a ChangeBatch, now: i64) -> Result<Self> {
+    pub fn new(layout: &'a Layout, batch: &'a ChangeBatch, now: i64) -> Result<Self> {
         if let Some(bad) = batch.ops().iter().find(|letter| Op::from_u8(**letter).is_none()) {
             return Err(Error::inconsistent(format!("batch of {}", layout.schema.table), format!("op {bad}")));
         }
@@ -232,7 +238,7 @@ impl<'a> Rows<'a> {
         let value_start = out.len();
         let body = self.write_value(row, op, out);
         let value = value_start..out.len();
-        self.write_header(row, op, out)?;
+        self.write_header(row, op, None, |_| true, out)?;
         let header = value.end..out.len();
         if op == Op::Truncate as u8 {
             let length = out.len() - start;
@@ -252,30 +258,49 @@ impl<'a> Rows<'a> {
         block.push_written(partition, start, key, Some(value), Some(header))
     }
 
-    /// The key of the row that the change leaves behind; of a delete's old row.
-    fn write_key(&self, row: usize, op: u8, out: &mut Vec<u8>) -> Option<Range<usize>> {
+    /// The partition of a row, by its key or else by all of it; None: every partition (a truncate). `text` is room to work in.
+    pub fn partition(&self, row: usize, partitions: i32, text: &mut Vec<u8>) -> Option<i32> {
+        let op = self.batch.ops()[row];
+        if op == Op::Truncate as u8 {
+            return None;
+        }
+        text.clear();
+        if self.write_key(row, op, text).is_none() {
+            let after = self.after.has(row);
+            let (side, unchanged) = if after { (&self.after, self.unchanged(row)) } else { (&self.before, None) };
+            self.write_side(side, row, unchanged, text);
+        }
+        Some(partition(text, partitions))
+    }
+
+    /// The key is of the row that the change leaves behind; of a delete's old row. None: there is none.
+    pub fn key_of(&self, row: usize, op: u8) -> Option<KeyOf<'_>> {
         let schema = &self.layout.schema;
         let deleted = op == Op::Delete as u8 || !self.after.has(row);
         let side = if deleted { &self.before } else { &self.after };
         if schema.key.is_empty() || op == Op::Truncate as u8 || !side.has(row) {
             return None;
         }
-        let relational = schema.kind == TableKind::Relational;
-        let unchanged = self.unchanged(row);
+        // A key value that the source left out is the old one.
+        let old = schema.kind == TableKind::Relational && !deleted && self.before.has(row);
+        Some(KeyOf { before: deleted, unchanged: if old { self.unchanged(row) } else { None } })
+    }
+
+    fn write_key(&self, row: usize, op: u8, out: &mut Vec<u8>) -> Option<Range<usize>> {
+        let key = self.key_of(row, op)?;
         let start = out.len();
         out.push(b'{');
-        for (name, column) in self.layout.key.iter().zip(&schema.key) {
+        for (name, column) in self.layout.key.iter().zip(&self.layout.schema.key) {
             out.extend_from_slice(name);
-            // A key value that the source left out is the old one.
-            let left_out = relational && !deleted && is_unchanged(unchanged, *column) && self.before.has(row);
-            let side = if left_out { &self.before } else { side };
+            let side = if key.is_before(*column) { &self.before } else { &self.after };
             side.cells[*column].write(row, out);
         }
         out.push(b'}');
         Some(start..out.len())
     }
 
-    fn unchanged(&self, row: usize) -> Option<&[u8]> {
+    /// Bits of the columns that the source left out of `after`.
+    pub fn unchanged(&self, row: usize) -> Option<&[u8]> {
         let unchanged = self.batch.unchanged();
         unchanged.is_valid(row).then(|| unchanged.value(row))
     }
@@ -357,7 +382,16 @@ impl<'a> Rows<'a> {
         start..out.len()
     }
 
-    fn write_header(&self, row: usize, op: u8, out: &mut Vec<u8>) -> Result<()> {
+    /// Appends the header; with the patch where the record has no place for it, and with ids that its key does not hold as
+    /// `in_key` has it.
+    pub fn write_header(
+        &self,
+        row: usize,
+        op: u8,
+        patch: Option<&str>,
+        in_key: fn(&str) -> bool,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         out.extend_from_slice(&self.layout.header);
         text::write_int(out, self.batch.sequences()[row]);
         let unchanged = self.unchanged(row);
@@ -368,10 +402,10 @@ impl<'a> Rows<'a> {
             Vec::new()
         };
         let ids = match self.layout.schema.kind {
-            TableKind::Documents => self.unusual_ids(row, op),
+            TableKind::Documents => self.unusual_ids(row, op, in_key),
             TableKind::Relational => None,
         };
-        if unchanged.is_none() && misfits.is_empty() && ids.is_none() {
+        if unchanged.is_none() && misfits.is_empty() && ids.is_none() && patch.is_none() {
             return Ok(());
         }
         out.push(b',');
@@ -380,12 +414,12 @@ impl<'a> Rows<'a> {
             None => out.push(b'-'),
         }
         out.push(b',');
-        serde_json::to_writer(&mut *out, &Rest { misfits, ids })?;
+        serde_json::to_writer(&mut *out, &Rest { misfits, ids, patch: patch.map(str::to_owned) })?;
         Ok(())
     }
 
     /// The ids of both sides, where a reader would not get them from key and `op`.
-    fn unusual_ids(&self, row: usize, op: u8) -> Option<[RowId; 2]> {
+    fn unusual_ids(&self, row: usize, op: u8, in_key: fn(&str) -> bool) -> Option<[RowId; 2]> {
         let [after, before] = [&self.after, &self.before].map(|side| side.has(row).then(|| side.cells[0].text(row)));
         let expected = implied_sides(op, self.has_document(&self.after, row), self.has_document(&self.before, row));
         let key = match op {
@@ -395,7 +429,7 @@ impl<'a> Rows<'a> {
         };
         let usual = |side: Option<Option<&str>>, expected: bool| match side {
             None => !expected,
-            Some(id) => expected && id.is_some() && Some(id) == key,
+            Some(id) => expected && id.is_some_and(in_key) && Some(id) == key,
         };
         if usual(after, expected.0) && usual(before, expected.1) {
             return None;

@@ -41,41 +41,22 @@
 //! # Layout
 //! - [`encode`], [`cells`]: columns to text
 //! - [`decode`], [`columns`]: text to columns
+//! - [`header`]: the record header's form
 //! - [`scan`], [`text`]: JSON without types, and values without JSON
 
-mod cells;
+pub(in crate::codec) mod cells;
 pub(in crate::codec) mod columns;
-mod decode;
-mod encode;
+pub(in crate::codec) mod decode;
+pub(in crate::codec) mod encode;
+pub(in crate::codec) mod header;
 pub(crate) mod scan;
 pub(crate) mod text;
 
 #[cfg(test)]
 pub(in crate::codec) mod tests;
 
-use serde::{Deserialize, Serialize};
-
 pub use decode::JsonDecoder;
 pub use encode::JsonEncoder;
 
 /// What stands for a value that the source left out; Debezium's default.
 pub const UNAVAILABLE: &str = "__debezium_unavailable_value";
-
-/// The rare part of the header.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rest {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    misfits: Vec<(char, u16, String)>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    ids: Option<[RowId; 2]>,
-}
-
-/// The `_id` of one side of a MongoDB change.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum RowId {
-    /// `false`: there is no row on this side.
-    Absent(bool),
-    Present(Option<String>),
-}
