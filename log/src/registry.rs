@@ -31,22 +31,45 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const AGAIN_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
 /// Waits before an id is given up. One that was just registered may not have reached the registry's other nodes.
 const UNKNOWN_AFTER: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(800)];
-/// How long an id stays unknown before the registry is asked again.
-const UNKNOWN_FOR: Duration = Duration::from_secs(60);
+/// How long an id that serves no record is believed to do so.
+const USELESS_FOR: Duration = Duration::from_secs(60);
 /// Bytes of an answer, and of a schema with everything that it refers to.
 const MAX_BYTES: usize = 16 << 20;
 /// Schemas that one schema refers to, by itself or by others.
 const MAX_REFERENCES: usize = 256;
-/// Schemas, ids and unknown ids remembered. Where there are more, all are forgotten, and those in use asked for once more.
+/// Schemas, ids and useless ids remembered. Where there are more, all are forgotten, and those in use asked for once more.
 const REMEMBERED: usize = 4096;
 
 type EventError = lakeward_event::Error;
 type EventResult<T> = lakeward_event::Result<T>;
 
-/// The client of the registry at `log.registry`; None: none is configured. To be called on the runtime. Nothing is connected
-/// to before the first question.
-pub fn open(url: Option<&Secret>) -> Result<Option<Arc<RegistryClient>>> {
-    url.map(|url| RegistryClient::new(url).map(Arc::new)).transpose()
+/// The registry at `log.registry`; where none is configured, one that answers so. To be called on the runtime. Nothing is
+/// connected to before the first question.
+pub fn open(url: Option<&Secret>) -> Result<Arc<dyn SchemaRegistry>> {
+    Ok(match url {
+        Some(url) => Arc::new(RegistryClient::open(url)?),
+        None => Arc::new(NotConfigured),
+    })
+}
+
+/// In the place of a registry that nobody has named. The records that ask for it are good ones: no dead letters.
+struct NotConfigured;
+
+impl NotConfigured {
+    fn error() -> EventError {
+        registry(Error::configuration(
+            "the log has records of the codec avro: set log.registry to the schema registry that they were written with",
+        ))
+    }
+}
+
+impl SchemaRegistry for NotConfigured {
+    fn register(&self, _subject: &str, _schema: &str) -> EventResult<u32> {
+        Err(Self::error())
+    }
+    fn schema(&self, _id: u32) -> EventResult<Option<Arc<RegisteredSchema>>> {
+        Err(Self::error())
+    }
 }
 
 /// What a registry's failure in a codec means: the client's own error, with its [`Action`](lakeward_runtime::Action). Err: the
@@ -77,12 +100,19 @@ struct Known {
     /// By subject and schema.
     ids: HashMap<(String, String), u32>,
     schemas: HashMap<u32, Arc<RegisteredSchema>>,
-    /// When the registry said that it does not have them.
-    unknown: HashMap<u32, Instant>,
+    /// Ids that serve no record.
+    useless: HashMap<u32, Useless>,
+}
+
+struct Useless {
+    since: Instant,
+    /// What is wrong with which schema; None: the registry does not have the id.
+    wrong: Option<(String, String)>,
 }
 
 impl RegistryClient {
-    fn new(url: &Secret) -> Result<Self> {
+    /// See [`open`].
+    pub fn open(url: &Secret) -> Result<Self> {
         let wrong = |e: url::ParseError| Error::configuration("log.registry is not a URL").source(e);
         let base = Url::parse(url.expose()).map_err(wrong)?;
         let shown = shown(&base);
@@ -269,17 +299,23 @@ impl SchemaRegistry for RegistryClient {
             if let Some(schema) = known.schemas.get(&id) {
                 return Ok(Some(schema.clone()));
             }
-            if known.unknown.get(&id).is_some_and(|asked| asked.elapsed() < UNKNOWN_FOR) {
-                return Ok(None);
+            if let Some(useless) = known.useless.get(&id).filter(|useless| useless.since.elapsed() < USELESS_FOR) {
+                return useless.wrong.clone().map_or(Ok(None), |(what, reason)| Err(malformed(what, reason)));
             }
         }
-        let found = self.handle.block_on(self.schema_now(id))?.map(Arc::new);
+        let found = self.handle.block_on(self.schema_now(id)).map(|found| found.map(Arc::new));
         let mut known = self.known();
-        match &found {
-            Some(schema) => bounded(&mut known.schemas).insert(id, schema.clone()).map(drop),
-            None => bounded(&mut known.unknown).insert(id, Instant::now()).map(drop),
+        let wrong = match &found {
+            Ok(Some(schema)) => {
+                bounded(&mut known.schemas).insert(id, schema.clone());
+                return found;
+            }
+            Ok(None) => None,
+            Err(EventError::Malformed { what, reason }) => Some((what.clone(), reason.clone())),
+            Err(_) => return found,
         };
-        Ok(found)
+        bounded(&mut known.useless).insert(id, Useless { since: Instant::now(), wrong });
+        found
     }
 }
 

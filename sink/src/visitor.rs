@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use lakeward_event::codec::any::AnyDecoder;
 use lakeward_event::codec::debezium::{DebeziumDecoder, KnownTable, Placeholder};
+use lakeward_event::codec::registry::SchemaRegistry;
 use lakeward_event::codec::{Decoder, RecordRef};
 use lakeward_event::{TableId, TableSchema, names};
 use lakeward_lake::system::DeadLetter;
@@ -61,6 +62,7 @@ pub(crate) struct Visitor {
     pub source: SourceConfig,
     pub placeholder: Arc<Placeholder>,
     pub schemas: Arc<Schemas>,
+    pub registry: Arc<dyn SchemaRegistry>,
     pub handle: Handle,
     pub topics: HashMap<String, TopicDecoder>,
     pub letters: Vec<(String, DeadLetter)>,
@@ -105,7 +107,8 @@ impl Visitor {
             }
             schemas.get(&name, version)
         };
-        let decoder = AnyDecoder::new(Arc::new(find)).map_err(|e| Error::bug("the decoder cannot start").source(e))?;
+        let decoder = AnyDecoder::new(Arc::new(find), Some(self.registry.clone()))
+            .map_err(|e| Error::bug("the decoder cannot start").source(e))?;
         let decoder = TopicReader::Own(Box::new(decoder));
         self.topics
             .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
@@ -121,18 +124,29 @@ impl Visitor {
                     topic.places.push(first as u32, record.partition, record.offset);
                 }
             }
-            Err(error) => {
-                let letter = dead_letter::of_record(&self.source.name, &topic.table, record, &error);
-                self.letters.push((record.topic.to_owned(), letter));
-            }
+            Err(error) => match lakeward_log::registry::failure(error) {
+                Ok(error) => {
+                    let error = error.with("topic", record.topic);
+                    self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+                Err(error) => {
+                    let letter = dead_letter::of_record(&self.source.name, &topic.table, record, &error);
+                    self.letters.push((record.topic.to_owned(), letter));
+                }
+            },
         }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 }
 
 impl RecordVisitor for Visitor {
     fn record(&mut self, record: &RecordRef<'_>) -> ControlFlow<()> {
         self.take(record);
-        ControlFlow::Continue(())
+        // What follows is read again, like this record.
+        if self.has_failed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
         self

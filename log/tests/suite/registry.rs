@@ -23,7 +23,7 @@ fn address() -> String {
 }
 
 fn client(url: &str) -> Arc<RegistryClient> {
-    open(Some(&Secret::new(url))).unwrap().unwrap()
+    Arc::new(RegistryClient::open(&Secret::new(url)).unwrap())
 }
 
 async fn register(client: &Arc<RegistryClient>, subject: &str, schema: &str) -> EventResult<u32> {
@@ -186,6 +186,7 @@ async fn what_is_known_is_not_asked_again() {
             *asked += 1;
             if *asked == 1 { unknown() } else { ok(&answer) }
         }
+        "/schemas/ids/10" => ok("{\"schema\":\"{}\",\"schemaType\":\"JSON\"}"),
         "/subjects/s/versions" => ok("{\"id\":7}"),
         _ => unknown(),
     });
@@ -195,9 +196,10 @@ async fn what_is_known_is_not_asked_again() {
         assert_eq!(schema(&client, 7).await.unwrap().unwrap().text, text);
         assert_eq!(schema(&client, 8).await.unwrap().unwrap().text, text);
         assert_eq!(schema(&client, 9).await.unwrap(), None);
+        is_malformed(schema(&client, 10).await, "of type JSON");
     }
     let asked = |path: &str| responder.requests().iter().filter(|request| request.path == path).count();
-    assert_eq!((asked("/schemas/ids/7"), asked("/subjects/s/versions")), (1, 1));
+    assert_eq!((asked("/schemas/ids/7"), asked("/subjects/s/versions"), asked("/schemas/ids/10")), (1, 1, 1));
     assert_eq!((asked("/schemas/ids/8"), asked("/schemas/ids/9")), (2, 3), "an id may come late, and is then given up");
 }
 
@@ -223,6 +225,12 @@ async fn user_and_password_go_to_the_registry_and_nowhere_else() {
     let error = failed(register(&client("http://key:hunter2@127.0.0.1:1/x?"), "s", "\"int\"").await);
     let text = format!("{error} {error:?}");
     assert!(error.action() == Action::Retry && !text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_registry_a_record_is_no_bad_one() {
+    let error = failed(open(None).unwrap().schema(1));
+    assert!(error.action() == Action::Configuration && error.to_string().contains("log.registry"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -273,9 +281,9 @@ async fn a_connection_that_breaks_is_worth_another_try() {
     let outcome = register(&client(&responder.url), "s", "\"int\"").await;
     assert_eq!(failed(outcome).action(), Action::Retry);
     assert_eq!(responder.requests().len(), 3);
-    // TLS to a port that speaks none.
-    let error = failed(register(&client(&responder.url.replace("http://", "https://")), "s", "\"int\"").await);
-    assert!(error.action() == Action::Configuration && error.to_string().contains("https"), "{error}");
+    // TLS to a port that speaks none: no try will change that.
+    let error = failed(register(&client(&address().replace("http://", "https://")), "s", "\"int\"").await);
+    assert!(error.action() == Action::Configuration && error.to_string().contains("begin with https"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
