@@ -30,12 +30,13 @@ fn every_change_is_carried(codec: &'static str, look: impl FnOnce(&Postgres, &Mo
              '12:00:00+02', '2024-01-02 03:04:05.123456', '2024-01-02 03:04:05.5+02', '1 mon 2 days 00:00:03', '6b0c1f3e-9b3a-4a52-8f5e-0f6d3d8f6a11',
              '\\x00ff10', '{\"k\": [1,  null]}', '{\"k\": 1e400}', '10.0.0.0/8', '{1,NULL,3}', '{a,\"b,c\",NULL}', '{1.25,NULL,-9.99}',
              '{2024-01-01 00:00:00+00,infinity}', '{\"\\\\x00\",NULL}', '{6b0c1f3e-9b3a-4a52-8f5e-0f6d3d8f6a11}', '{0001-01-01,-infinity}', '{t,NULL,f}', 7, 'ö'),
-            (2), (3, false, 32767, 2147483647, 9223372036854775807, 'NaN', '-Infinity', 999999999.999, 0.10, '', '', 'infinity', '00:00:00',
+            (3, false, 32767, 2147483647, 9223372036854775807, 'NaN', '-Infinity', 999999999.999, 0.10, '', '', 'infinity', '00:00:00',
              '00:00:00-12', '-infinity', 'infinity', '-1 day', '00000000-0000-0000-0000-000000000000', '', 'null', '{}', '::1', '{}', '{}', '{}', '{}',
              '{}', '{}', '{}', '{}', NULL, ''),
             (4, NULL, 0, 0, 0, 'Infinity', 1e-300, 0, -0.000000000000000000000000000000000000001, '__debezium_unavailable_value', NULL, '0001-01-01 BC',
              '00:00:00.000001', NULL, '4713-01-01 00:00:00 BC', '1969-12-31 23:59:59.999999+00', NULL, NULL, '\\x5f5f', NULL, NULL, NULL, '{-1}', '{\"\"}',
              NULL, NULL, NULL, NULL, NULL, NULL, -1, NULL);
+         INSERT INTO types (id) VALUES (2);
          INSERT INTO users SELECT i, 'user ' || i, ARRAY['a', NULL, i::text], i * 1.11, now(), gen_random_uuid() FROM generate_series(1, 2000) i;
          INSERT INTO whole SELECT i, i, NULL FROM generate_series(1, 50) i;
          INSERT INTO emptied VALUES (1, 'NaN'), (2, 1.5)",
