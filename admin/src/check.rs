@@ -43,7 +43,8 @@ pub fn to_text(problems: &[Problem]) -> String {
     out
 }
 
-/// Tries every source, the log, its schema registry, catalog and warehouse, and all clocks, and lists all problems; none: `lakeward run` can start.
+/// Tries every source, the log, its schema registry, catalog and warehouse, and all clocks, and lists all problems; none: `lakeward
+/// run` can start.
 pub async fn check(config: &Config) -> Vec<Problem> {
     let sources = futures::future::join_all(config.sources.iter().map(source));
     let topics = futures::future::join_all(config.sources.iter().map(|source| topics(config, source)));

@@ -115,38 +115,37 @@ impl Visitor {
         Ok(())
     }
 
-    pub fn take(&mut self, record: &RecordRef<'_>) {
-        let Some(topic) = self.topics.get_mut(record.topic) else { return };
+    /// Breaks off at a failure that is no record's: what follows is read again, like this record.
+    fn take(&mut self, record: &RecordRef<'_>) -> ControlFlow<()> {
+        let Some(topic) = self.topics.get_mut(record.topic) else { return ControlFlow::Continue(()) };
         let first = topic.decoder.rows();
-        match topic.decoder.push(record) {
+        let error = match topic.decoder.push(record) {
             Ok(()) => {
                 if topic.decoder.rows() > first {
                     topic.places.push(first as u32, record.partition, record.offset);
                 }
+                return ControlFlow::Continue(());
             }
-            Err(error) => match lakeward_log::registry::failure(error) {
-                Ok(error) => {
-                    let error = error.with("topic", record.topic);
-                    self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
-                Err(error) => {
-                    let letter = dead_letter::of_record(&self.source.name, &topic.table, record, &error);
-                    self.letters.push((record.topic.to_owned(), letter));
-                }
-            },
+            Err(error) => error,
+        };
+        // Looking for the record's schema may have failed as well.
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match lakeward_log::registry::failure(error) {
+            _ if failure.is_some() => {}
+            Ok(error) => *failure = Some(error.with("topic", record.topic)),
+            Err(error) => {
+                let letter = dead_letter::of_record(&self.source.name, &topic.table, record, &error);
+                self.letters.push((record.topic.to_owned(), letter));
+                return ControlFlow::Continue(());
+            }
         }
-    }
-
-    fn has_failed(&self) -> bool {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        ControlFlow::Break(())
     }
 }
 
 impl RecordVisitor for Visitor {
     fn record(&mut self, record: &RecordRef<'_>) -> ControlFlow<()> {
-        self.take(record);
-        // What follows is read again, like this record.
-        if self.has_failed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        self.take(record)
     }
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
         self
