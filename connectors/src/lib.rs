@@ -5,9 +5,11 @@
 //! - [`mongodb`]: MongoDB, by change stream and ranges of `_id`
 //! - [`grid`]: the ticks that all sources share
 //! - [`publisher`]: what every connector hands its changes to
+//! - [`fit`]: rows above the largest record
 //! - [`status`]: what running connectors tell of themselves
 //! - this file: one source's connector, kept running
 
+mod fit;
 pub mod grid;
 pub mod mongodb;
 pub mod postgres;

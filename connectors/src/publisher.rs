@@ -1,4 +1,4 @@
-//! The publisher: what every connector hands its changes to. `ChangeBatch -> Encoder -> TopicBlock -> Writer::append ->
+//! The publisher: what every connector hands its changes to. `ChangeBatch -> fit -> Encoder -> TopicBlock -> Writer::append ->
 //! Checkpoint`.
 //!
 //! It owns the one living writer of a source, the version numbers of table schemas and the counter `sequence`. A connector
@@ -12,6 +12,8 @@ use lakeward_event::{ChangeBatch, Checkpoint, CheckpointDraft, Position, TableId
 use lakeward_log::{Log, TopicBlock, Writer};
 use lakeward_runtime::{Error, Result};
 use tokio::task::JoinHandle;
+
+use crate::fit::fit;
 
 /// What a connector says of an append; the publisher adds `next_sequence`, the log id and offsets.
 #[derive(Debug, Clone)]
@@ -181,6 +183,7 @@ fn encode_blocks(
             Err(e) => Error::bug("encoding").with("table", &table).source(e),
         };
         let batch = batch.with_sequence_base(base).map_err(failed)?;
+        let batch = fit(batch, encoder).map_err(failed)?;
         // One block per topic: the order within a partition is all that counts.
         let index = blocks.iter().position(|b| b.topic == topic).unwrap_or_else(|| {
             blocks.push(TopicBlock { topic, block: RecordBlock::default() });

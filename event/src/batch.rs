@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow::array::{
     Array, ArrayBuilder, ArrayRef, AsArray, BinaryArray, BinaryBuilder, ListArray, RecordBatch, StringArray,
     StringBuilder, StructArray, TimestampMicrosecondArray, TimestampMicrosecondBuilder, UInt8Array, UInt8Builder,
-    UInt16Array, UInt16Builder, UInt64Array, UInt64Builder,
+    UInt16Array, UInt16Builder, UInt64Array, UInt64Builder, new_null_array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit, UInt8Type, UInt64Type};
@@ -206,6 +206,28 @@ impl ChangeBatch {
         let sequences = UInt64Array::from_iter_values(self.sequences().iter().map(|s| base + s));
         let mut columns = self.batch.columns().to_vec();
         columns[column::SEQUENCE] = Arc::new(sequences);
+        Ok(Self { batch: RecordBatch::try_new(self.batch.schema(), columns)?, schema: self.schema })
+    }
+
+    /// A batch of one row with NULL in place of one value of `after` (`side` is `b'a'`) or `before` (`b'b'`), and `text` as its
+    /// misfit.
+    pub fn without_value(self, side: u8, column: usize, text: &str) -> Result<Self> {
+        let index = if side == b'b' { column::BEFORE } else { column::AFTER };
+        let rows = self.batch.column(index).as_struct();
+        let (fields, mut values, nulls) = rows.clone().into_parts();
+        if self.num_rows() != 1 || column >= values.len() {
+            return Err(Error::inconsistent("value to leave out", format!("column {column}")));
+        }
+        values[column] = new_null_array(values[column].data_type(), 1);
+        let mut misfits = ChangeMeta::default();
+        for (side, column, text) in self.misfits().of(0).chain([(side, column, text)]) {
+            misfits.misfit(side, column, text);
+        }
+        let (op, sequence, position) = (Op::Update, 0, 0);
+        misfits.push(MetaRow { op, sequence, position, tx: None, commit_ts: None, unchanged: None, patch: None });
+        let mut columns = self.batch.columns().to_vec();
+        columns[index] = Arc::new(StructArray::try_new(fields, values, nulls)?);
+        columns[column::MISFITS] = Arc::new(misfits.finish()?.misfits);
         Ok(Self { batch: RecordBatch::try_new(self.batch.schema(), columns)?, schema: self.schema })
     }
 

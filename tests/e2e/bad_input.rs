@@ -339,3 +339,43 @@ fn a_bad_record_stops_its_table_alone() {
     lake.verify();
     running.stop();
 }
+
+/// A value that no record of the log can hold is NULL in the lake and a dead letter; its row, its table and its source go on.
+#[test]
+fn a_value_above_the_largest_record_is_a_dead_letter() {
+    for codec in ["json", "arrow"] {
+        let users =
+            Postgres::new("CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t VALUES (1, 'small', 1)");
+        let lake = Pipeline::new().postgres(&users).codec(codec).build();
+        let t = format!("{}.t", users.name);
+        let running = lake.start(&[]);
+        lake.wait_for_value(&format!("select count(*) from {t}"), &json!(1));
+        users.execute("INSERT INTO t VALUES (2, repeat('large', 15000000), 2), (3, 'after', 3)");
+        lake.wait_for_value(&format!("select count(*) from {t}"), &json!(3));
+        assert_eq!(
+            lake.sql(&format!("select id, v, n from {t} order by id")),
+            [
+                json!({"id": 1, "v": "small", "n": 1}),
+                json!({"id": 2, "v": null, "n": 2}),
+                json!({"id": 3, "v": "after", "n": 3})
+            ]
+        );
+        let letters = lake.sql(&format!(
+            "select \"column\", key, payload from lakeward.dead_letters where source = '{}'",
+            users.name
+        ));
+        assert_eq!(letters.len(), 1, "{letters:?}");
+        assert_eq!((&letters[0]["column"], &letters[0]["key"]), (&json!("v"), &json!("{\"id\":2}")));
+        let payload = letters[0]["payload"].as_str().unwrap();
+        assert!(
+            payload.starts_with("(75000000 bytes")
+                && payload.contains("larger than a record")
+                && payload.contains("largelarge")
+        );
+        // Made smaller, it is there.
+        users.execute("UPDATE t SET v = 'small again' WHERE id = 2");
+        lake.wait_for_value(&format!("select v from {t} where id = 2"), &json!("small again"));
+        lake.verify();
+        running.stop();
+    }
+}
