@@ -12,7 +12,7 @@ demo: install ## two services, their data in one lake, a kill -9, and the proof 
 	$(STACK) run --with postgres,mongodb deploy/demo/run.sh embedded
 
 demo-stack: install ## the same story with Kafka as the log, PostgreSQL as the catalog and MinIO as the warehouse
-	$(STACK) run deploy/demo/run.sh stack
+	$(STACK) run --with postgres,mongodb,kafka,minio deploy/demo/run.sh stack
 
 # Built before the servers start: a change that does not compile need not wait for them. Most tests wait for servers more than they
 # compute, so there are more of them at once than cores; those that keep the cores busy take turns by themselves.
@@ -22,9 +22,9 @@ test: install ## unit and end-to-end tests on real servers, which are stopped ag
 	RUST_TEST_THREADS="$${RUST_TEST_THREADS:-$$(( 2 * $$(nproc) ))}" $(STACK) run cargo test --workspace
 
 bench: install ## the figures of bench/, as ratios
-	$(STACK) run bench/run.sh
+	$(STACK) run --with postgres,mongodb,kafka,minio bench/run.sh
 
-up: install ## start PostgreSQL, MongoDB, Kafka and MinIO on 127.0.0.1, and leave them running
+up: install ## start PostgreSQL, MongoDB, Kafka, MinIO and a schema registry on 127.0.0.1, and leave them running
 	$(STACK) up
 
 down: ## stop them; their data stay (stack.sh clean deletes them)

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lakeward_lake::Lake;
+use lakeward_log::registry::RegistryClient;
 use lakeward_runtime::config::{Config, LogConfig, SourceConfig, SourceKind};
 use lakeward_runtime::{Error, Result};
 use mongodb::bson::doc;
@@ -20,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Something that keeps Lakeward from working.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The part of the configuration: `source users`, `log`, `catalog and warehouse`.
+    /// The part of the configuration: `source users`, `log`, `registry`, `catalog and warehouse`.
     pub place: String,
     pub what: String,
     pub fix: String,
@@ -42,11 +43,13 @@ pub fn to_text(problems: &[Problem]) -> String {
     out
 }
 
-/// Tries every source, the log, catalog and warehouse, and all clocks, and lists all problems; none: `lakeward run` can start.
+/// Tries every source, the log, its schema registry, catalog and warehouse, and all clocks, and lists all problems; none: `lakeward
+/// run` can start.
 pub async fn check(config: &Config) -> Vec<Problem> {
     let sources = futures::future::join_all(config.sources.iter().map(source));
     let topics = futures::future::join_all(config.sources.iter().map(|source| topics(config, source)));
-    let (sources, topics, log, lake) = tokio::join!(sources, topics, log(config), lake(config));
+    let (sources, topics, log, registry, lake) =
+        tokio::join!(sources, topics, log(config), registry(config), lake(config));
     let mut problems: Vec<Problem> = sources.into_iter().chain(topics).flatten().collect();
     if config.sources.is_empty() {
         problems.push(Problem::new(
@@ -56,6 +59,7 @@ pub async fn check(config: &Config) -> Vec<Problem> {
         ));
     }
     problems.extend(log);
+    problems.extend(registry);
     problems.extend(lake);
     problems
 }
@@ -159,6 +163,14 @@ async fn log(config: &Config) -> Vec<Problem> {
         Ok(Err(error)) => vec![Problem::new(PLACE, error.to_string(), fix)],
         Err(_) => vec![Problem::new(PLACE, silent, fix)],
     }
+}
+
+async fn registry(config: &Config) -> Option<Problem> {
+    let url = config.registry.as_ref()?;
+    // The client has patience of its own.
+    let asked = async { RegistryClient::open(url)?.look().await }.await;
+    let fix = "see whether a schema registry answers at [log] registry, and takes the user and password in it";
+    asked.err().map(|error| Problem::new("registry", error.to_string(), fix))
 }
 
 async fn lake(config: &Config) -> Vec<Problem> {

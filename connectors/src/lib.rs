@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 use lakeward_event::Checkpoint;
 use lakeward_event::codec::Encoder;
 use lakeward_event::codec::arrow::ArrowEncoder;
+use lakeward_event::codec::avro::AvroEncoder;
 use lakeward_event::codec::json::JsonEncoder;
+use lakeward_event::codec::registry::SchemaRegistry;
 use lakeward_log::Log;
 use lakeward_runtime::config::{Codec, SourceConfig, SourceKind};
 use lakeward_runtime::{Error, Result};
@@ -36,6 +38,8 @@ pub struct ConnectorContext {
     pub checkpoint_interval: Duration,
     pub log: Arc<dyn Log>,
     pub codec: Codec,
+    /// Of the codec `avro`.
+    pub registry: Arc<dyn SchemaRegistry>,
     pub status: Arc<StatusBoard>,
     /// End once everything is published that was committed when the connector started.
     pub until_caught_up: bool,
@@ -114,9 +118,10 @@ pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
 }
 
 /// The encoder of a codec.
-pub fn encoder(codec: Codec) -> Result<Box<dyn Encoder>> {
+pub fn encoder(codec: Codec, registry: &Arc<dyn SchemaRegistry>) -> Result<Box<dyn Encoder>> {
     Ok(match codec {
         Codec::Json => Box::<JsonEncoder>::default(),
+        Codec::Avro => Box::new(AvroEncoder::new(registry.clone())),
         Codec::Arrow => Box::new(ArrowEncoder::new().map_err(|e| Error::bug("the encoder cannot start").source(e))?),
     })
 }

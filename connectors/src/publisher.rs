@@ -177,9 +177,10 @@ fn encode_blocks(
     let mut blocks: Vec<TopicBlock> = Vec::new();
     for (batch, topic, partitions) in jobs {
         let table = batch.table().table.clone();
-        let failed = |e: lakeward_event::Error| match e {
-            lakeward_event::Error::Unsupported(_) => Error::human("a change cannot be published").source(e),
-            e => Error::bug("encoding").with("table", &table).source(e),
+        let failed = |e: lakeward_event::Error| match lakeward_log::registry::failure(e) {
+            Ok(registry) => registry.with("table", &table),
+            Err(e @ lakeward_event::Error::Unsupported(_)) => Error::human("a change cannot be published").source(e),
+            Err(e) => Error::bug("encoding").with("table", &table).source(e),
         };
         let batch = batch.with_sequence_base(base).map_err(failed)?;
         let batch = fit(batch, encoder).map_err(failed)?;

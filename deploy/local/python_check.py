@@ -9,6 +9,7 @@ import confluent_kafka
 import duckdb
 import duckdb_extension_avro
 import duckdb_extension_iceberg
+import fastavro
 import psycopg
 import pyarrow
 import pymongo
@@ -22,5 +23,5 @@ for module, name in ((duckdb_extension_avro, "avro"), (duckdb_extension_iceberg,
     connection.execute(f"LOAD '{folder}/{name}.duckdb_extension'")
 loaded = connection.execute("SELECT extension_name FROM duckdb_extensions() WHERE loaded").fetchall()
 assert {("avro",), ("iceberg",)} <= set(loaded), loaded
-for used in (confluent_kafka.Consumer, psycopg.connect, pyarrow.table, pymongo.MongoClient, SqlCatalog, PyArrowFileIO):
+for used in (confluent_kafka.Consumer, fastavro.schemaless_reader, psycopg.connect, pyarrow.table, pymongo.MongoClient, SqlCatalog, PyArrowFileIO):
     assert callable(used)

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The servers that Lakeward is developed, tested and shown on, without containers: PostgreSQL, MongoDB, Kafka, MinIO.
+# The servers that Lakeward is developed, tested and shown on, without containers: PostgreSQL, MongoDB, Kafka, MinIO
+# and a schema registry.
 #
-#   command -> {postgres,mongodb,kafka,minio}.sh -> processes on 127.0.0.1, state in $LAKEWARD_STACK_DIR
+#   command -> {postgres,mongodb,kafka,minio,registry}.sh -> processes on 127.0.0.1, state in $LAKEWARD_STACK_DIR
 #
 # Says what it does on stderr; what a caller may want to read (status, env) goes to stdout.
 set -euo pipefail
 
-SERVERS=(postgres mongodb kafka minio)
+SERVERS=(postgres mongodb kafka minio registry)
 
 usage() {
   cat <<'TEXT'
@@ -26,13 +27,13 @@ usage: deploy/local/stack.sh [--dir DIR] [--free-ports] COMMAND [SERVER...]
   clean               down, then delete the data, logs and chosen ports
   clean --all         the same, and delete the installed servers (~/.cache/lakeward)
 
-  SERVER is postgres, mongodb, kafka or minio.
+  SERVER is postgres, mongodb, kafka, minio or registry.
   --dir DIR      where data, logs and pidfiles are; default LAKEWARD_STACK_DIR, or .stack in the checkout. Another DIR with
                  other ports is a second stack.
   --free-ports   choose unused ports for servers that have none yet (also: LAKEWARD_STACK_FREE_PORTS=1)
 
   Ports: LAKEWARD_PG_PORT 22415, LAKEWARD_MONGO_PORT 22017, LAKEWARD_KAFKA_PORT 22092 (and the next one, the controller's),
-  LAKEWARD_MINIO_PORT 22090 (and the next one, the console's). A stack keeps its ports until `clean`.
+  LAKEWARD_MINIO_PORT 22090 (and the next one, the console's), LAKEWARD_REGISTRY_PORT 22081 (and the next one). A stack keeps its ports until `clean`.
   LAKEWARD_KAFKA_SASL: not empty: Kafka takes TLS and the user lakeward (lakeward-secret) only; its certificate is DIR/run/kafka-ca.pem
   LAKEWARD_MONGO_SET rs0: the replica set's name; empty: a standalone mongod, which nothing can be captured from
 TEXT
@@ -43,12 +44,14 @@ TEXT
 . "$HERE/mongodb.sh"
 . "$HERE/kafka.sh"
 . "$HERE/minio.sh"
+. "$HERE/registry.sh"
 
 declare -A PORTS
-declare -A PORT_VARIABLE=([postgres]=LAKEWARD_PG_PORT [mongodb]=LAKEWARD_MONGO_PORT [kafka]=LAKEWARD_KAFKA_PORT [minio]=LAKEWARD_MINIO_PORT)
-declare -A PORT_DEFAULT=([postgres]=22415 [mongodb]=22017 [kafka]=22092 [minio]=22090)
+declare -A PORT_VARIABLE=([postgres]=LAKEWARD_PG_PORT [mongodb]=LAKEWARD_MONGO_PORT [kafka]=LAKEWARD_KAFKA_PORT [minio]=LAKEWARD_MINIO_PORT
+  [registry]=LAKEWARD_REGISTRY_PORT)
+declare -A PORT_DEFAULT=([postgres]=22415 [mongodb]=22017 [kafka]=22092 [minio]=22090 [registry]=22081)
 # How many ports in a row each listens on.
-declare -A PORT_COUNT=([postgres]=1 [mongodb]=1 [kafka]=2 [minio]=2)
+declare -A PORT_COUNT=([postgres]=1 [mongodb]=1 [kafka]=2 [minio]=2 [registry]=2)
 
 # ---- what is to be done, decided once, before anything is
 
@@ -221,7 +224,8 @@ print_env() {
     LAKEWARD_TEST_POSTGRES "$(postgres_url)" \
     LAKEWARD_TEST_MONGODB "$(mongodb_url)" \
     LAKEWARD_TEST_KAFKA "$(kafka_url)" \
-    LAKEWARD_TEST_S3 "$(minio_url)"
+    LAKEWARD_TEST_S3 "$(minio_url)" \
+    LAKEWARD_TEST_REGISTRY "$(registry_url)"
 }
 
 IDLE_BEFORE=()

@@ -7,6 +7,7 @@
 //! - [`conformance`]: the suite that tests each rule, against every implementation
 //! - [`kafka`]: Apache Kafka through librdkafka
 //! - [`embedded`]: one SQLite file, for a single machine
+//! - [`registry`]: the schema registry of the codec `avro`
 //! - `unread`: what a reader has yet to read, and how long it has for it
 //!
 //! # The contract
@@ -30,6 +31,7 @@ mod blocking;
 pub mod conformance;
 pub mod embedded;
 pub mod kafka;
+pub mod registry;
 mod unread;
 
 use std::collections::BTreeMap;

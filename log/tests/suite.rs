@@ -1,4 +1,5 @@
-//! The contract of the log, on a real Kafka (`LAKEWARD_TEST_KAFKA`) and on a SQLite file, and what only one of them can do wrong.
+//! The contract of the log, on a real Kafka (`LAKEWARD_TEST_KAFKA`) and on a SQLite file, and what only one of them can do wrong;
+//! and the client of the schema registry (`LAKEWARD_TEST_REGISTRY`).
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,6 +7,8 @@
 mod behind_our_back;
 #[path = "suite/embedded.rs"]
 mod embedded;
+#[path = "suite/registry.rs"]
+mod registry;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use lakeward_event::codec::Decoder;
 use lakeward_event::codec::debezium::Placeholder;
+use lakeward_event::codec::registry::SchemaRegistry;
 use lakeward_event::{Checkpoint, Ends, TableId, names};
 use lakeward_lake::system::CheckpointTable;
 use lakeward_log::{CheckpointReader, Log, RecordReader};
@@ -46,6 +47,8 @@ pub struct Sink {
     pub shared: Arc<Shared>,
     pub log: Arc<dyn Log>,
     pub rows: CheckpointTable,
+    /// Of the codec `avro`.
+    pub registry: Arc<dyn SchemaRegistry>,
     /// On topic names; None: all tables.
     pub tables: Option<globset::GlobMatcher>,
     pub until: Until,
@@ -118,6 +121,7 @@ impl Worker {
                 placeholder: Arc::new(Placeholder::new(&source.unavailable_value_placeholder)),
                 source: source.clone(),
                 schemas: schemas.clone(),
+                registry: sink.registry.clone(),
                 handle: Handle::current(),
                 topics: HashMap::new(),
                 letters: Vec::new(),

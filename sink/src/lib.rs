@@ -96,6 +96,7 @@ pub async fn run(
     let rows = CheckpointTable::open(&lake).await?;
     let sink = Arc::new(Sink {
         config: config.clone(),
+        registry: lakeward_log::registry::open(config.registry.as_ref())?,
         shared,
         log,
         rows,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use lakeward_event::codec::any::AnyDecoder;
 use lakeward_event::codec::debezium::{DebeziumDecoder, KnownTable, Placeholder};
+use lakeward_event::codec::registry::SchemaRegistry;
 use lakeward_event::codec::{Decoder, RecordRef};
 use lakeward_event::{TableId, TableSchema, names};
 use lakeward_lake::system::DeadLetter;
@@ -61,6 +62,7 @@ pub(crate) struct Visitor {
     pub source: SourceConfig,
     pub placeholder: Arc<Placeholder>,
     pub schemas: Arc<Schemas>,
+    pub registry: Arc<dyn SchemaRegistry>,
     pub handle: Handle,
     pub topics: HashMap<String, TopicDecoder>,
     pub letters: Vec<(String, DeadLetter)>,
@@ -105,34 +107,45 @@ impl Visitor {
             }
             schemas.get(&name, version)
         };
-        let decoder = AnyDecoder::new(Arc::new(find)).map_err(|e| Error::bug("the decoder cannot start").source(e))?;
+        let decoder = AnyDecoder::new(Arc::new(find), Some(self.registry.clone()))
+            .map_err(|e| Error::bug("the decoder cannot start").source(e))?;
         let decoder = TopicReader::Own(Box::new(decoder));
         self.topics
             .insert(topic.to_owned(), TopicDecoder { decoder, places: Places::default(), table: table.to_owned() });
         Ok(())
     }
 
-    pub fn take(&mut self, record: &RecordRef<'_>) {
-        let Some(topic) = self.topics.get_mut(record.topic) else { return };
+    /// Breaks off at a failure that is no record's: what follows is read again, like this record.
+    fn take(&mut self, record: &RecordRef<'_>) -> ControlFlow<()> {
+        let Some(topic) = self.topics.get_mut(record.topic) else { return ControlFlow::Continue(()) };
         let first = topic.decoder.rows();
-        match topic.decoder.push(record) {
+        let error = match topic.decoder.push(record) {
             Ok(()) => {
                 if topic.decoder.rows() > first {
                     topic.places.push(first as u32, record.partition, record.offset);
                 }
+                return ControlFlow::Continue(());
             }
+            Err(error) => error,
+        };
+        // Looking for the record's schema may have failed as well.
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match lakeward_log::registry::failure(error) {
+            _ if failure.is_some() => {}
+            Ok(error) => *failure = Some(error.with("topic", record.topic)),
             Err(error) => {
                 let letter = dead_letter::of_record(&self.source.name, &topic.table, record, &error);
                 self.letters.push((record.topic.to_owned(), letter));
+                return ControlFlow::Continue(());
             }
         }
+        ControlFlow::Break(())
     }
 }
 
 impl RecordVisitor for Visitor {
     fn record(&mut self, record: &RecordRef<'_>) -> ControlFlow<()> {
-        self.take(record);
-        ControlFlow::Continue(())
+        self.take(record)
     }
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
         self

@@ -77,6 +77,7 @@ pub async fn run(config: Config, args: &Args) -> Result<()> {
             checkpoint_interval: config.checkpoint_interval,
             log: log.clone(),
             codec: config.log.codec(),
+            registry: lakeward_log::registry::open(config.registry.as_ref())?,
             status: Arc::new(StatusBoard::default()),
             until_caught_up: args.until_caught_up,
         };

@@ -11,16 +11,32 @@ use crate::harness::{
     Lakeward, Mongo, Pipeline, Postgres, Servers, noise, produce_with_header, python, record_headers,
 };
 
-/// Every kind of change of both services as Arrow batches: keys that change their partition, values that updates leave out,
-/// whole old rows, truncates, patches, documents.
-#[test]
-fn arrow_records_carry_every_change() {
+/// Every kind of change of both services, and every type: keys that change their partition, values that updates leave out, whole old
+/// rows, truncates, patches, documents, a column that comes in between. What is looked at then: the services, of which the lake holds
+/// everything, and the headers of the records of the first.
+fn every_change_is_carried(codec: &'static str, look: impl FnOnce(&Postgres, &Mongo, &[(String, String)])) {
     let mut rng = StdRng::seed_from_u64(4);
     let users = Postgres::new(
         "CREATE TABLE users (id int PRIMARY KEY, name text, tags text[], balance numeric(12,2), at timestamptz, u uuid);
          CREATE TABLE toast (id int PRIMARY KEY, n int, big text); ALTER TABLE toast ALTER big SET STORAGE EXTERNAL;
          CREATE TABLE whole (id int PRIMARY KEY, n int, note text); ALTER TABLE whole REPLICA IDENTITY FULL;
          CREATE TABLE emptied (id int PRIMARY KEY, free numeric(5,1));
+         CREATE TABLE types (
+            id bigint PRIMARY KEY, b bool, i2 int2, i4 int4, i8 int8, f4 float4, f8 float8, n numeric(12,3), free numeric, t text, v varchar(10),
+            d date, ti time, tiz timetz, ts timestamp, tz timestamptz, iv interval, u uuid, by bytea, j json, jb jsonb, ip inet, a int[],
+            ta text[], na numeric(5,2)[], tza timestamptz[], ba bytea[], ua uuid[], da date[], bo bool[], \"odd name\" int, \"Ünlaut\" text);
+         INSERT INTO types VALUES
+            (1, true, -32768, -2147483648, -9223372036854775808, 1.5, 0.1, -123456789.125, 1e30, 'Grüße, \"q\"', 'v', '2024-02-29', '24:00:00',
+             '12:00:00+02', '2024-01-02 03:04:05.123456', '2024-01-02 03:04:05.5+02', '1 mon 2 days 00:00:03', '6b0c1f3e-9b3a-4a52-8f5e-0f6d3d8f6a11',
+             '\\x00ff10', '{\"k\": [1,  null]}', '{\"k\": 1e400}', '10.0.0.0/8', '{1,NULL,3}', '{a,\"b,c\",NULL}', '{1.25,NULL,-9.99}',
+             '{2024-01-01 00:00:00+00,infinity}', '{\"\\\\x00\",NULL}', '{6b0c1f3e-9b3a-4a52-8f5e-0f6d3d8f6a11}', '{0001-01-01,-infinity}', '{t,NULL,f}', 7, 'ö'),
+            (3, false, 32767, 2147483647, 9223372036854775807, 'NaN', '-Infinity', 999999999.999, 0.10, '', '', 'infinity', '00:00:00',
+             '00:00:00-12', '-infinity', 'infinity', '-1 day', '00000000-0000-0000-0000-000000000000', '', 'null', '{}', '::1', '{}', '{}', '{}', '{}',
+             '{}', '{}', '{}', '{}', NULL, ''),
+            (4, NULL, 0, 0, 0, 'Infinity', 1e-300, 0, -0.000000000000000000000000000000000000001, '__debezium_unavailable_value', NULL, '0001-01-01 BC',
+             '00:00:00.000001', NULL, '4713-01-01 00:00:00 BC', '1969-12-31 23:59:59.999999+00', NULL, NULL, '\\x5f5f', NULL, NULL, NULL, '{-1}', '{\"\"}',
+             NULL, NULL, NULL, NULL, NULL, NULL, -1, NULL);
+         INSERT INTO types (id) VALUES (2);
          INSERT INTO users SELECT i, 'user ' || i, ARRAY['a', NULL, i::text], i * 1.11, now(), gen_random_uuid() FROM generate_series(1, 2000) i;
          INSERT INTO whole SELECT i, i, NULL FROM generate_series(1, 50) i;
          INSERT INTO emptied VALUES (1, 'NaN'), (2, 1.5)",
@@ -34,7 +50,7 @@ fn arrow_records_carry_every_change() {
     let images = shop.collection_with_post_images("images");
     images.insert_many((0..20).map(|i| doc! { "_id": format!("i{i}"), "v": i }).collect());
 
-    let lake = Pipeline::new().postgres(&users).mongo(&shop).codec("arrow").build();
+    let lake = Pipeline::new().postgres(&users).mongo(&shop).codec(codec).build();
     lake.catch_up();
     let (u, m) = (&users.name, &shop.name);
     assert_eq!(lake.value(&format!("select count(*) from {u}.users")), json!(2000));
@@ -45,6 +61,7 @@ fn arrow_records_carry_every_change() {
          DELETE FROM users WHERE id BETWEEN 101 AND 200;
          UPDATE toast SET n = 1; UPDATE toast SET id = id + 100 WHERE id <= 2; UPDATE toast SET big = 'short' WHERE id = 3;
          UPDATE whole SET n = -n, note = 'changed' WHERE id % 2 = 0; DELETE FROM whole WHERE id > 40; UPDATE whole SET id = 900 WHERE id = 1;
+         UPDATE types SET i4 = i4 + 0; UPDATE types SET id = id + 10; DELETE FROM types WHERE id = 12;
          TRUNCATE emptied; INSERT INTO emptied VALUES (3, 'NaN')",
     );
     items.update(doc! { "_id": 1 }, doc! { "$inc": { "price": 100 }, "$set": { "size.h": 2 } });
@@ -69,13 +86,33 @@ fn arrow_records_carry_every_change() {
     lake.verify();
     running.stop();
 
-    let headers = record_headers(&Servers::get().kafka, u);
-    assert!(headers.iter().all(|(_, header)| header.starts_with("arrow,")), "{headers:?}");
-    let of_users = headers.iter().filter(|(topic, _)| topic.ends_with(".users")).count();
-    assert!(of_users < 100, "{of_users} records for 2,300 changes");
+    look(&users, &shop, &record_headers(&Servers::get().kafka, u));
 }
 
-/// A configuration that was changed and changed back: the log holds both forms, and one reader reads it through.
+#[test]
+fn arrow_records_carry_every_change() {
+    every_change_is_carried("arrow", |_, _, headers| {
+        assert!(headers.iter().all(|(_, header)| header.starts_with("arrow,")), "{headers:?}");
+        let of_users = headers.iter().filter(|(topic, _)| topic.ends_with(".users")).count();
+        assert!(of_users < 100, "{of_users} records for 2,300 changes");
+    });
+}
+
+/// With the schemas in the registry, a version for each that the table had.
+#[test]
+fn avro_records_carry_every_change() {
+    every_change_is_carried("avro", |users, shop, headers| {
+        assert!(headers.iter().all(|(_, header)| header.starts_with("avro,")), "{headers:?}");
+        let versions = |subject: &str| Servers::get().registry(&format!("/subjects/{subject}/versions"));
+        let topic = |table: &str| format!("{}.public.{table}", users.name);
+        assert_eq!(versions(&format!("{}-value", topic("users"))), json!([1, 2]), "a column came");
+        assert_eq!(versions(&format!("{}-key", topic("users"))), json!([1]));
+        assert_eq!(versions(&format!("{}-value", topic("types"))), json!([1]));
+        assert_eq!(versions(&format!("{0}.{0}.items-value", shop.name)), json!([1]));
+    });
+}
+
+/// A configuration that was changed and changed back: the log holds all forms, and one reader reads it through.
 #[test]
 fn a_log_may_change_its_codec() {
     let users = Postgres::new(
@@ -84,8 +121,9 @@ fn a_log_may_change_its_codec() {
     let shop = Mongo::new();
     let items = shop.collection("items");
     items.insert_many((0..20).map(|i| doc! { "_id": i, "n": 0 }).collect());
-    let lake = Pipeline::new().postgres(&users).mongo(&shop).build();
-    let arrow = lake.variant("state", &[("codec = \"json\"", "codec = \"arrow\"")]);
+    let lake = Pipeline::new().postgres(&users).mongo(&shop).codec("avro").build();
+    let variant = |codec: &str| lake.variant("state", &[("codec = \"avro\"", &format!("codec = \"{codec}\""))]);
+    let (json, arrow) = (variant("json"), variant("arrow"));
     let connectors = |config: &std::path::Path| {
         let status = lake.start_with(config, &["connectors", "--until-caught-up"], "").wait();
         assert!(status.success(), "{status}");
@@ -98,20 +136,22 @@ fn a_log_may_change_its_codec() {
         items.update(doc! { "_id": n }, doc! { "$set": { format!("f{n}"): n } });
         items.delete(doc! { "_id": 10 + n });
     };
-    connectors(lake.config());
+    connectors(&json);
     change(1);
-    connectors(&arrow);
+    connectors(lake.config());
     change(2);
     connectors(&arrow);
     change(3);
     connectors(lake.config());
+    change(4);
+    connectors(&json);
     let headers = record_headers(&Servers::get().kafka, &users.name);
-    let of_arrow = headers.iter().filter(|(_, header)| header.starts_with("arrow,")).count();
-    assert!(of_arrow > 0 && headers.len() > of_arrow + 200, "{of_arrow} of {}", headers.len());
+    let of = |codec: &str| headers.iter().filter(|(_, header)| header.starts_with(codec)).count();
+    assert!(of("arrow,") > 0 && of("avro,") > 200 && headers.len() > of("avro,") + of("arrow,") + 300, "{headers:?}");
 
     let running = lake.start(&[]);
-    lake.wait_for_value(&format!("select count(*) from {}.t where id between 1001 and 1003", users.name), &json!(3));
-    lake.wait_for_value(&format!("select count(*) from {}.items", shop.name), &json!(17));
+    lake.wait_for_value(&format!("select count(*) from {}.t where id between 1001 and 1004", users.name), &json!(4));
+    lake.wait_for_value(&format!("select count(*) from {}.items", shop.name), &json!(16));
     lake.verify();
     running.stop();
 }
@@ -145,35 +185,17 @@ fn an_unreadable_batch_is_a_dead_letter() {
 #[test]
 fn a_codec_that_is_not_there_is_refused() {
     let users = Postgres::new("CREATE TABLE t (id int PRIMARY KEY)");
-    let lake = Pipeline::new().postgres(&users).codec("avro").build();
+    let lake = Pipeline::new().postgres(&users).codec("protobuf").build();
     let output = lake.call(&["check"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(text.contains("\"avro\" is not there yet"), "{text}");
+    assert!(text.contains("`protobuf` is not one of"), "{text}");
 }
 
-/// The example of docs/log.md, as it stands there, prints what PostgreSQL holds.
+/// The examples of docs/log.md, as they stand there, print what PostgreSQL holds.
 #[test]
-fn the_documented_example_reads_our_records() {
-    let users = Postgres::new(
-        "CREATE TABLE orders (id int PRIMARY KEY, item text, price numeric(10,2), placed timestamptz, tags text[]);
-         INSERT INTO orders SELECT i, 'item ' || i, i + 0.25, '2026-01-02 03:04:05+00', ARRAY['x', NULL] FROM generate_series(1, 300) i",
-    );
-    let lake: Lakeward = Pipeline::new().postgres(&users).codec("arrow").build();
-    let connect = || assert!(lake.start(&["connectors", "--until-caught-up"]).wait().success());
-    connect();
-    users.execute("DELETE FROM orders WHERE id = 7; ALTER TABLE orders ADD COLUMN note text; UPDATE orders SET note = 'late' WHERE id = 8");
-    connect();
-
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/log.md")).unwrap();
-    let example = page.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-    let script =
-        example.replace("127.0.0.1:9092", &Servers::get().kafka).replace("users.", &format!("{}.", users.name));
-    let output = Command::new(python()).arg("-c").arg(&script).output().expect("Python can be started");
-    let failed = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{failed}\n{script}");
-    let rows: Vec<Value> =
-        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+fn the_documented_example_reads_arrow_records() {
+    let rows = read_as_documented("arrow", |examples, _| examples[0].clone());
     let ops = |op: char| rows.iter().filter(|row| row["op"] == json!(op as u32)).collect::<Vec<_>>();
     assert_eq!((ops('r').len(), ops('d').len(), ops('u').len()), (300, 1, 1), "{rows:?}");
     let first = ops('r').into_iter().find(|row| row["after"]["id"] == json!(1)).unwrap();
@@ -183,4 +205,51 @@ fn the_documented_example_reads_our_records() {
     );
     assert_eq!(ops('d')[0]["before"]["id"], json!(7));
     assert_eq!(ops('u')[0]["after"]["note"], json!("late"));
+}
+
+#[test]
+fn the_documented_example_reads_avro_records() {
+    let rows = read_as_documented("avro", |examples, servers| {
+        let example = examples.iter().find(|example| example.contains("fastavro")).expect("an example");
+        let (records, _) = examples[0].split_once("schemas = {}").expect("`records`");
+        format!("{records}{}", example.replace("http://127.0.0.1:8081", &servers.registry))
+    });
+    let ops = |op: &str| rows.iter().filter(|row| row["op"] == json!(op)).collect::<Vec<_>>();
+    assert_eq!((ops("r").len(), ops("d").len(), ops("u").len()), (300, 1, 1), "{rows:?}");
+    let first = ops("r").into_iter().find(|row| row["after"]["id"] == json!(1)).unwrap();
+    assert_eq!(
+        first["after"],
+        json!({ "id": 1, "item": "item 1", "price": "1.25", "placed": "2026-01-02 03:04:05+00:00", "tags": ["x", null] })
+    );
+    assert_eq!((&first["key"], &first["source"]["table"]), (&json!({ "id": 1 }), &json!("orders")));
+    assert_eq!((&ops("d")[0]["before"]["id"], &ops("d")[0]["key"]), (&json!(7), &json!({ "id": 7 })));
+    assert_eq!(ops("u")[0]["after"]["note"], json!("late"));
+}
+
+/// What a script prints, a JSON value a line, that is made of the page's examples, for a table of this codec.
+fn read_as_documented(codec: &'static str, script: impl FnOnce(&[String], &Servers) -> String) -> Vec<Value> {
+    let users = Postgres::new(
+        "CREATE TABLE orders (id int PRIMARY KEY, item text, price numeric(10,2), placed timestamptz, tags text[]);
+         INSERT INTO orders SELECT i, 'item ' || i, i + 0.25, '2026-01-02 03:04:05+00', ARRAY['x', NULL] FROM generate_series(1, 300) i",
+    );
+    let lake: Lakeward = Pipeline::new().postgres(&users).codec(codec).build();
+    let connect = || assert!(lake.start(&["connectors", "--until-caught-up"]).wait().success());
+    connect();
+    users.execute("DELETE FROM orders WHERE id = 7; ALTER TABLE orders ADD COLUMN note text; UPDATE orders SET note = 'late' WHERE id = 8");
+    connect();
+
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/log.md")).unwrap();
+    let examples: Vec<String> = page
+        .split("```python\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .map(|example| {
+            example.replace("127.0.0.1:9092", &Servers::get().kafka).replace("users.", &format!("{}.", users.name))
+        })
+        .collect();
+    let script = script(&examples, &Servers::get());
+    let output = Command::new(python()).arg("-c").arg(&script).output().expect("Python can be started");
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{failed}\n{script}");
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

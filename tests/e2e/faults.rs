@@ -35,16 +35,7 @@ impl Scene {
     /// No row of any table differs, while the writers go on and when they have ended. Then the processes end in order.
     pub fn proved<const N: usize>(self, processes: [Process; N]) {
         self.more(50);
-        let names: Vec<String> = ["accounts", "events", "savings", "quiet"]
-            .map(|table| format!("{}.{table}", self.users.name))
-            .into_iter()
-            .chain([format!("{}__other.pairs", self.users.name)])
-            .chain(["items", "notes"].map(|table| format!("{}.{table}", self.shop.name)))
-            .collect();
-        // A table in its first snapshot cannot be asked yet, and verify would say that it was not compared.
-        let all: Vec<String> = names.iter().map(|name| format!("(select count(*) from {name})")).collect();
-        let all = format!("select {}", all.join(" + "));
-        wait_until("all tables have left their first snapshot", || self.lake.try_sql(&all).is_ok());
+        let names = self.all_there();
         for moment in ["under load", "at rest"] {
             if moment == "at rest" {
                 self.writers.iter().for_each(Writer::end);
@@ -59,6 +50,21 @@ impl Scene {
             }
         }
         processes.into_iter().for_each(Process::stop);
+    }
+
+    /// Waits until every table has left its first snapshot; their names.
+    pub fn all_there(&self) -> Vec<String> {
+        let names: Vec<String> = ["accounts", "events", "savings", "quiet"]
+            .map(|table| format!("{}.{table}", self.users.name))
+            .into_iter()
+            .chain([format!("{}__other.pairs", self.users.name)])
+            .chain(["items", "notes"].map(|table| format!("{}.{table}", self.shop.name)))
+            .collect();
+        // A table in its first snapshot cannot be asked yet, and verify would say that it was not compared.
+        let all: Vec<String> = names.iter().map(|name| format!("(select count(*) from {name})")).collect();
+        let all = format!("select {}", all.join(" + "));
+        wait_until("all tables have left their first snapshot", || self.lake.try_sql(&all).is_ok());
+        names
     }
 }
 

@@ -209,6 +209,11 @@ fn tail_follows_arrow_records_on_kafka() {
     changes_are_shown_as_they_come(Pipeline::new().codec("arrow"), true);
 }
 
+#[test]
+fn tail_follows_avro_records_on_kafka() {
+    changes_are_shown_as_they_come(Pipeline::new().codec("avro"), true);
+}
+
 /// Which drops what the lake holds, so that there is no beginning to start from.
 #[test]
 fn tail_follows_the_embedded_log() {

@@ -18,6 +18,7 @@ mod log_exactly_once;
 mod log_tools;
 mod path;
 mod readers;
+mod registry;
 mod schema;
 mod toast;
 mod zombie;

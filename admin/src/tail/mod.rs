@@ -64,7 +64,8 @@ pub async fn tail(
     let begin = |(partition, (first, end)): (&i32, &(i64, i64))| {
         (*partition, if options.from_beginning { *first } else { *end })
     };
-    let printing = Printing::new(log.clone(), &found, options, bounds.iter().map(begin).collect(), out)?;
+    let registry = lakeward_log::registry::open(config.registry.as_ref())?;
+    let printing = Printing::new(log.clone(), registry, &found, options, bounds.iter().map(begin).collect(), out)?;
     let mut reading = Reading { log: log.clone(), found, printing };
     let work = async {
         let ends = bounds.iter().map(|(partition, (_, end))| (*partition, *end)).collect();

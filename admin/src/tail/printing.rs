@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lakeward_event::codec::any::AnyDecoder;
+use lakeward_event::codec::registry::SchemaRegistry;
 use lakeward_event::codec::{Decoder as _, RecordRef};
 use lakeward_event::{ChangeBatch, Op, TableSchema};
 use lakeward_log::{Log, RecordVisitor};
@@ -71,6 +72,7 @@ impl Schemas {
 impl Printing {
     pub fn new(
         log: Arc<dyn Log>,
+        registry: Arc<dyn SchemaRegistry>,
         found: &Found,
         options: Options,
         positions: BTreeMap<i32, i64>,
@@ -83,7 +85,7 @@ impl Printing {
             known: Mutex::new(found.versions.iter().map(|schema| (schema.version, schema.clone())).collect()),
             handle: Handle::current(),
         };
-        let decoder = AnyDecoder::new(Arc::new(move |version| schemas.find(version)))
+        let decoder = AnyDecoder::new(Arc::new(move |version| schemas.find(version)), Some(registry))
             .map_err(|e| Error::bug("the decoder cannot start").source(e))?;
         let left = options.limit.unwrap_or(u64::MAX);
         Ok(Self(Arc::new(Mutex::new(State {
@@ -159,6 +161,10 @@ impl State {
             Ok(()) => self.taken.push((self.decoder.rows(), record.partition, record.offset)),
             Err(error) => {
                 self.print()?;
+                let error = match lakeward_log::registry::failure(error) {
+                    Ok(registry) => return Err(registry.with("topic", &self.topic)),
+                    Err(error) => error,
+                };
                 let place = Place { topic: &self.topic, partition: record.partition, offset: record.offset };
                 let mut bytes = Vec::new();
                 match self.form {

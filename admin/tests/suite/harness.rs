@@ -84,6 +84,7 @@ impl Roles {
             checkpoint_interval: self.config.checkpoint_interval,
             log: self.log(),
             codec: self.config.log.codec(),
+            registry: lakeward_log::registry::open(self.config.registry.as_ref()).unwrap(),
             status: Arc::new(StatusBoard::default()),
             until_caught_up: false,
         };
@@ -226,7 +227,8 @@ impl MongoPipeline {
         if let Some(connector) = self.roles.connector.take() {
             connector.stop().await;
         }
-        let encoder = lakeward_connectors::encoder(Codec::Json).unwrap();
+        let registry = lakeward_log::registry::open(None).unwrap();
+        let encoder = lakeward_connectors::encoder(Codec::Json, &registry).unwrap();
         let (mut publisher, last) = Publisher::open(&self.log(), &self.name, encoder).await.unwrap();
         let last = last.unwrap().draft;
         let Position::Mongodb { cluster_time, .. } = last.position else { panic!("a position of PostgreSQL") };

@@ -131,7 +131,8 @@ impl<'a> Capture<'a> {
         context.status.update(&source.name, |s| s.state = "connecting".into());
         let client = connect(&source.url).await?;
         let filter = Filter::new(source)?;
-        let (publisher, last) = Publisher::open(&context.log, &source.name, crate::encoder(context.codec)?).await?;
+        let (publisher, last) =
+            Publisher::open(&context.log, &source.name, crate::encoder(context.codec, &context.registry)?).await?;
         let clock_offset = clock_offset(&client).await?;
         if clock_offset.abs() > CLOCK_AHEAD {
             tracing::warn!(source = %source.name, offset_us = clock_offset,

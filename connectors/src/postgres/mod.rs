@@ -66,7 +66,7 @@ pub async fn run(
     context: &ConnectorContext,
     shutdown: &CancellationToken,
 ) -> Result<Option<Checkpoint>> {
-    let encoder = crate::encoder(context.codec)?;
+    let encoder = crate::encoder(context.codec, &context.registry)?;
     let sql = Arc::new(connect(&source.url, "connector").await?);
     // First: a server whose wal_level is minimal refuses the replication connection, and does not say why.
     require_logical(&sql).await?;

@@ -113,6 +113,7 @@ impl Source {
             checkpoint_interval: Duration::from_millis(250),
             log: self.log.clone(),
             codec: Codec::Json,
+            registry: lakeward_log::registry::open(None).unwrap(),
             status: self.status.clone(),
             until_caught_up,
         }

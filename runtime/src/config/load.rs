@@ -90,6 +90,7 @@ struct RawLog {
     kind: String,
     brokers: Option<String>,
     codec: Option<String>,
+    registry: Option<String>,
     partitions: Option<i32>,
     replication: Option<i32>,
     retention: Option<Span>,
@@ -362,7 +363,7 @@ fn one_of<T: Copy>(path: &str, text: &str, known: &[(&str, T)]) -> Result<T> {
 }
 
 /// Defaults and rules across fields.
-fn check(raw: RawConfig) -> Result<Config> {
+fn check(mut raw: RawConfig) -> Result<Config> {
     let name = raw.name.unwrap_or_else(|| "lakeward".into());
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
         return Err(Error::configuration(format!(
@@ -397,10 +398,12 @@ fn check(raw: RawConfig) -> Result<Config> {
         });
         tables.insert(pattern, TableConfig { document: document.transpose()? });
     }
+    let registry = raw.log.as_mut().and_then(|log| log.registry.take());
     let log = match raw.log {
         None => check_embedded(None, None, &state_dir)?,
         Some(log) => check_log(log, &state_dir)?,
     };
+    let registry = check_registry(registry.as_deref(), log.codec())?;
     let foreign = sources.iter().find(|s| s.kind == SourceKind::Debezium);
     if let (LogConfig::Embedded(_), Some(source)) = (&log, foreign) {
         return Err(Error::configuration(format!(
@@ -430,6 +433,7 @@ fn check(raw: RawConfig) -> Result<Config> {
         sources,
         tables,
         log,
+        registry,
         sink: SinkConfig { commit_interval, memory: raw.sink.memory.map_or(SINK_MEMORY, |s| s.0), on_bad_record },
         query: QueryConfig {
             postgres: raw.query.postgres,
@@ -510,11 +514,33 @@ fn check_source(config_name: &str, raw: RawSource) -> Result<SourceConfig> {
 }
 
 fn check_codec(codec: Option<&str>, default: Codec) -> Result<Codec> {
-    match codec {
-        None => Ok(default),
-        Some("avro") => Err(Error::configuration("log.codec: \"avro\" is not there yet; take \"json\" or \"arrow\"")),
-        Some(text) => one_of("log.codec", text, &[("json", Codec::Json), ("arrow", Codec::Arrow)]),
+    let known = [("json", Codec::Json), ("avro", Codec::Avro), ("arrow", Codec::Arrow)];
+    codec.map_or(Ok(default), |text| one_of("log.codec", text, &known))
+}
+
+/// Also where the codec is another one: the log may hold records that need it.
+fn check_registry(registry: Option<&str>, codec: Codec) -> Result<Option<Secret>> {
+    let Some(text) = registry else {
+        if codec == Codec::Avro {
+            return Err(Error::configuration(
+                "log.registry is missing: codec = \"avro\" needs a schema registry, such as registry = \"http://127.0.0.1:8081\"",
+            ));
+        }
+        return Ok(None);
+    };
+    let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    // The text is not quoted: it can hold a password.
+    let Some(url) = url else {
+        return Err(Error::configuration(
+            "log.registry must be http://HOST:PORT or https://USER:PASSWORD@HOST, with a path where it has one",
+        ));
+    };
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(Error::configuration(
+            "log.registry must end with its path: the registry's own paths are put behind it",
+        ));
     }
+    Ok(Some(Secret::new(text)))
 }
 
 fn check_embedded(codec: Option<&str>, partitions: Option<i32>, state_dir: &Path) -> Result<LogConfig> {

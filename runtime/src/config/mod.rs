@@ -26,6 +26,9 @@ pub struct Config {
     /// By topic name or glob, as written.
     pub tables: BTreeMap<String, TableConfig>,
     pub log: LogConfig,
+    /// `log.registry`: where the codec `avro` keeps its schemas, `http(s)://[USER:PASSWORD@]HOST…`. None: none, and records of that
+    /// codec cannot be read.
+    pub registry: Option<Secret>,
     pub catalog: CatalogConfig,
     pub warehouse: WarehouseConfig,
     pub sink: SinkConfig,
@@ -125,6 +128,8 @@ pub struct KafkaConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     Json,
+    /// Needs [`Config::registry`].
+    Avro,
     Arrow,
 }
 
@@ -133,6 +138,7 @@ impl std::fmt::Display for Codec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Json => "json",
+            Self::Avro => "avro",
             Self::Arrow => "arrow",
         })
     }

@@ -93,12 +93,34 @@ fn bad_values_name_their_place() {
 #[test]
 fn a_codec_is_one_that_is_there() {
     let log = |codec: &str| format!("{MINIMAL}\n[log]\nkind = \"kafka\"\nbrokers = \"a:1\"\ncodec = \"{codec}\"\n");
-    for (name, codec) in [("json", Codec::Json), ("arrow", Codec::Arrow)] {
+    for (name, codec) in
+        [("json", Codec::Json), ("avro\"\nregistry = \"http://r:1", Codec::Avro), ("arrow", Codec::Arrow)]
+    {
         let config = parse(&log(name), &[("USERS_PASSWORD", "x")]).unwrap();
         assert!(matches!(&config.log, LogConfig::Kafka(kafka) if kafka.codec == codec), "{name}");
     }
-    assert!(complaint(&log("avro")).contains("log.codec: \"avro\" is not there yet"));
-    assert!(complaint(&log("protobuf")).contains("`protobuf` is not one of \"json\", \"arrow\""));
+    assert!(complaint(&log("protobuf")).contains("`protobuf` is not one of \"json\", \"avro\", \"arrow\""));
+}
+
+#[test]
+fn a_registry_goes_with_avro_and_may_with_any_codec() {
+    let embedded = |rest: &str| format!("{MINIMAL}\n[log]\nkind = \"embedded\"\n{rest}\n");
+    assert!(complaint(&embedded("codec = \"avro\"")).contains("log.registry is missing"));
+    for (url, said) in [
+        ("registry:8081", "log.registry must be http"),
+        ("ftp://r:8081", "log.registry must be http"),
+        ("http://r:8081/?a=b", "log.registry must end with its path"),
+        ("https://key:s3cret@r:port", "log.registry must be http"),
+    ] {
+        let told = complaint(&embedded(&format!("registry = \"{url}\"")));
+        assert!(told.contains(said) && !told.contains("s3cret"), "{told}");
+    }
+    // Records of before may need it.
+    let config = parse(&embedded("registry = \"https://key:s3cret@r/ccompat\""), &[("USERS_PASSWORD", "x")]).unwrap();
+    assert_eq!(config.log.codec(), Codec::Arrow);
+    assert_eq!(config.registry.as_ref().map(Secret::expose), Some("https://key:s3cret@r/ccompat"));
+    assert!(!format!("{config:?}").contains("s3cret"), "a secret was printed");
+    assert!(parse(MINIMAL, &[("USERS_PASSWORD", "x")]).unwrap().registry.is_none());
 }
 
 #[test]

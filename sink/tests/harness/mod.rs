@@ -318,6 +318,7 @@ impl Bench {
             }],
             tables: BTreeMap::new(),
             log: LogConfig::Kafka(kafka()),
+            registry: None,
             catalog,
             warehouse,
             sink: SinkConfig {

@@ -98,7 +98,7 @@ impl Pipeline {
         self
     }
 
-    /// Records in another form than `json`.
+    /// Records in another form than `json`; of `avro`, with the registry.
     pub fn codec(mut self, codec: &'static str) -> Self {
         self.codec = codec;
         self
@@ -128,11 +128,15 @@ impl Pipeline {
                 self.servers.s3
             ),
         };
-        let places = if self.embedded {
+        let registry =
+            if self.codec == "avro" { format!("registry = \"{}\"\n", self.servers.registry) } else { String::new() };
+        let places = if self.embedded && self.codec == "avro" {
+            format!("[log]\nkind = \"embedded\"\ncodec = \"avro\"\n{registry}\n")
+        } else if self.embedded {
             String::new()
         } else {
             format!(
-                "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ncodec = \"{}\"\npartitions = 2\nretention = \"1h\"\n\n\
+                "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ncodec = \"{}\"\npartitions = 2\nretention = \"1h\"\n{registry}\n\
                  [log.client]\n{}\n\
                  [catalog]\nurl = \"{catalog}\"\n\n[warehouse]\n{warehouse}\n\n",
                 self.servers.kafka, self.codec, self.log_client

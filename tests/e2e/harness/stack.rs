@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{env, wait_until};
@@ -18,6 +19,8 @@ pub struct Servers {
     pub kafka: String,
     /// `http://host:port`.
     pub s3: String,
+    /// The schema registry's URL.
+    pub registry: String,
 }
 
 impl Servers {
@@ -28,7 +31,31 @@ impl Servers {
             mongodb: env("LAKEWARD_TEST_MONGODB", "mongodb://127.0.0.1:22017/?replicaSet=rs0"),
             kafka: env("LAKEWARD_TEST_KAFKA", "127.0.0.1:22092"),
             s3: env("LAKEWARD_TEST_S3", "http://127.0.0.1:22090"),
+            registry: env("LAKEWARD_TEST_REGISTRY", "http://127.0.0.1:22081/apis/ccompat/v7"),
         }
+    }
+}
+
+impl Servers {
+    /// What the schema registry answers to a GET.
+    pub fn registry(&self, path: &str) -> Value {
+        self.ask_registry(path, &[])
+    }
+
+    /// Sets what a subject takes: `BACKWARD`, `NONE`, ….
+    pub fn set_compatibility(&self, subject: &str, compatibility: &str) {
+        let body = format!("{{\"compatibility\": \"{compatibility}\"}}");
+        self.ask_registry(
+            &format!("/config/{subject}"),
+            &["-X", "PUT", "-H", "content-type: application/json", "-d", &body],
+        );
+    }
+
+    fn ask_registry(&self, path: &str, options: &[&str]) -> Value {
+        let url = format!("{}{path}", self.registry);
+        let output = Command::new("curl").arg("-fsS").args(options).arg(&url).output().expect("curl can be started");
+        assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 }
 
@@ -71,6 +98,7 @@ impl Stack {
                 "LAKEWARD_TEST_MONGODB" => ("mongodb", &mut servers.mongodb),
                 "LAKEWARD_TEST_KAFKA" => ("kafka", &mut servers.kafka),
                 "LAKEWARD_TEST_S3" => ("minio", &mut servers.s3),
+                "LAKEWARD_TEST_REGISTRY" => ("registry", &mut servers.registry),
                 _ => continue,
             };
             if self.own.iter().any(|own| own == server) {
@@ -156,6 +184,7 @@ impl Stack {
             "LAKEWARD_MONGO_PORT",
             "LAKEWARD_KAFKA_PORT",
             "LAKEWARD_MINIO_PORT",
+            "LAKEWARD_REGISTRY_PORT",
             "LAKEWARD_MONGO_SET",
             "LAKEWARD_KAFKA_SASL",
         ] {

@@ -124,6 +124,7 @@ impl Source {
             checkpoint_interval: Duration::from_secs(1),
             log: self.log.clone(),
             codec: Codec::Json,
+            registry: lakeward_log::registry::open(None).unwrap(),
             status: Arc::default(),
             until_caught_up,
         }
