@@ -122,6 +122,7 @@ pub fn encoder(codec: Codec, registry: &Arc<dyn SchemaRegistry>) -> Result<Box<d
     Ok(match codec {
         Codec::Json => Box::<JsonEncoder>::default(),
         Codec::Avro => Box::new(AvroEncoder::new(registry.clone())),
+        Codec::JsonWithSchemas => Box::new(JsonEncoder::default().with_inline_schemas(true)),
         Codec::Arrow => Box::new(ArrowEncoder::new().map_err(|e| Error::bug("the encoder cannot start").source(e))?),
     })
 }

@@ -91,6 +91,8 @@ struct RawLog {
     brokers: Option<String>,
     codec: Option<String>,
     registry: Option<String>,
+    #[serde(default)]
+    inline_schemas: bool,
     partitions: Option<i32>,
     replication: Option<i32>,
     retention: Option<Span>,
@@ -400,7 +402,7 @@ fn check(mut raw: RawConfig) -> Result<Config> {
     }
     let registry = raw.log.as_mut().and_then(|log| log.registry.take());
     let log = match raw.log {
-        None => check_embedded(None, None, &state_dir)?,
+        None => check_embedded(EMBEDDED_CODEC, None, &state_dir)?,
         Some(log) => check_log(log, &state_dir)?,
     };
     let registry = check_registry(registry.as_deref(), log.codec())?;
@@ -513,9 +515,13 @@ fn check_source(config_name: &str, raw: RawSource) -> Result<SourceConfig> {
     })
 }
 
-fn check_codec(codec: Option<&str>, default: Codec) -> Result<Codec> {
+fn check_codec(codec: Option<&str>, inline_schemas: bool, default: Codec) -> Result<Codec> {
     let known = [("json", Codec::Json), ("avro", Codec::Avro), ("arrow", Codec::Arrow)];
-    codec.map_or(Ok(default), |text| one_of("log.codec", text, &known))
+    match (codec.map_or(Ok(default), |text| one_of("log.codec", text, &known))?, inline_schemas) {
+        (codec, false) => Ok(codec),
+        (Codec::Json, true) => Ok(Codec::JsonWithSchemas),
+        _ => Err(Error::configuration("log.inline_schemas is for codec = \"json\"; leave it out with another one")),
+    }
 }
 
 /// Also where the codec is another one: the log may hold records that need it.
@@ -543,12 +549,11 @@ fn check_registry(registry: Option<&str>, codec: Codec) -> Result<Option<Secret>
     Ok(Some(Secret::new(text)))
 }
 
-fn check_embedded(codec: Option<&str>, partitions: Option<i32>, state_dir: &Path) -> Result<LogConfig> {
+fn check_embedded(codec: Codec, partitions: Option<i32>, state_dir: &Path) -> Result<LogConfig> {
     let partitions = partitions.unwrap_or(EMBEDDED_PARTITIONS);
     if !(1..=1_000).contains(&partitions) {
         return Err(Error::configuration("log: partitions must be between 1 and 1000"));
     }
-    let codec = check_codec(codec, EMBEDDED_CODEC)?;
     Ok(LogConfig::Embedded(EmbeddedConfig { path: state_dir.join("log.db"), codec, partitions }))
 }
 
@@ -566,10 +571,11 @@ fn check_log(raw: RawLog, state_dir: &Path) -> Result<LogConfig> {
                 "log.{key} is for kind = \"kafka\"; the embedded log has no such key"
             )));
         }
-        return check_embedded(raw.codec.as_deref(), raw.partitions, state_dir);
+        let codec = check_codec(raw.codec.as_deref(), raw.inline_schemas, EMBEDDED_CODEC)?;
+        return check_embedded(codec, raw.partitions, state_dir);
     }
     let brokers = raw.brokers.ok_or_else(|| Error::configuration("log: the key `brokers` is missing"))?;
-    let codec = check_codec(raw.codec.as_deref(), KAFKA_CODEC)?;
+    let codec = check_codec(raw.codec.as_deref(), raw.inline_schemas, KAFKA_CODEC)?;
     let partitions = raw.partitions.unwrap_or(PARTITIONS);
     let replication = raw.replication.unwrap_or(1);
     if !(1..=10_000).contains(&partitions) || !(1..=100).contains(&replication) {

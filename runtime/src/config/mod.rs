@@ -130,6 +130,8 @@ pub enum Codec {
     Json,
     /// Needs [`Config::registry`].
     Avro,
+    /// `json` with `inline_schemas`: each key and value carries its schema.
+    JsonWithSchemas,
     Arrow,
 }
 

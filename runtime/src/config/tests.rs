@@ -99,6 +99,14 @@ fn a_codec_is_one_that_is_there() {
         let config = parse(&log(name), &[("USERS_PASSWORD", "x")]).unwrap();
         assert!(matches!(&config.log, LogConfig::Kafka(kafka) if kafka.codec == codec), "{name}");
     }
+    let with_schemas = format!("{}inline_schemas = true\n", log("json"));
+    let config = parse(&with_schemas, &[("USERS_PASSWORD", "x")]).unwrap();
+    assert_eq!(config.log.codec(), Codec::JsonWithSchemas);
+    let text = complaint(&with_schemas.replace("\"json\"", "\"arrow\""));
+    assert!(text.contains("log.inline_schemas is for codec = \"json\""), "{text}");
+    // The embedded log's own codec is not `json`.
+    let text = complaint(&format!("{MINIMAL}\n[log]\nkind = \"embedded\"\ninline_schemas = true\n"));
+    assert!(text.contains("log.inline_schemas"), "{text}");
     assert!(complaint(&log("protobuf")).contains("`protobuf` is not one of \"json\", \"avro\", \"arrow\""));
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::columns::{Column, Rows};
+use super::connect;
 use super::encode::implied_sides;
 use super::header::{Header, RowId};
 use super::scan::{Bad, Parsed, Raw, Scanner, append_unescaped};
@@ -25,6 +26,8 @@ struct Run {
     schema: Arc<TableSchema>,
     /// `"name":` of each column as our encoder writes it: comparing bytes is cheaper than reading a name.
     names: Vec<Vec<u8>>,
+    /// What stood before the last value's payload, its schema: the next one's is most often the same, and is not read again.
+    schema_text: Vec<u8>,
     meta: ChangeMeta,
     after: Rows,
     before: Rows,
@@ -105,6 +108,7 @@ impl Run {
         });
         Self {
             names: names.collect(),
+            schema_text: Vec::new(),
             meta: ChangeMeta::default(),
             after: Rows::new(&schema),
             before: Rows::new(&schema),
@@ -120,6 +124,7 @@ impl Run {
 
     fn push(&mut self, value: &[u8], key: Option<&[u8]>, header: &Header, scratch: &mut Scratch) -> Parsed<()> {
         let mut scanner = Scanner::new(value);
+        let inline = enter_payload(&mut scanner, &mut self.schema_text)?;
         let documents = self.schema.kind == TableKind::Documents;
         let unchanged = header.unchanged.then_some(scratch.unchanged.as_slice());
         let mut envelope = Envelope::default();
@@ -158,7 +163,11 @@ impl Run {
                         return scanner.bad("unknown op");
                     }
                 }
-                b"updateDescription" => {
+                // Under a schema the update description is Debezium's, and ours stands beside it.
+                b"updateDescription" if inline => {
+                    scanner.value()?;
+                }
+                b"updateDescription" | b"patch" => {
                     let patch = scanner.value()?;
                     envelope.patch = match std::str::from_utf8(patch) {
                         Ok("null") | Err(_) => None,
@@ -174,6 +183,9 @@ impl Run {
             }
         }
         scanner.expect(b'}')?;
+        if inline {
+            scanner.expect(b'}')?;
+        }
         scanner.end()?;
         let Some(op) = envelope.op else { return scanner.bad("no op") };
         if !(envelope.has_after && envelope.has_before && envelope.has_source) {
@@ -186,9 +198,18 @@ impl Run {
             return scanner.bad("a misfit of a column that the schema does not have");
         }
         if documents {
+            let id = match key_id(key) {
+                Ok((id, true)) => {
+                    scratch.name.clear();
+                    append_unescaped(id, &mut scratch.name).and_then(|()| connect::read_json_id(&scratch.name))
+                }
+                Ok((id, false)) => Ok(id),
+                Err(bad) => Err(bad),
+            };
             let documents = [envelope.after, envelope.before];
             let sides = [&mut self.after, &mut self.before];
-            document_rows(sides, op, documents, header.rest.ids.as_ref(), || key_id(key))?;
+            let id = || id.as_ref().copied().map_err(Clone::clone);
+            document_rows(sides, op, documents, header.rest.ids.as_ref(), id)?;
         }
         for (side, column, text) in &header.rest.misfits {
             self.meta.misfit(*side as u8, usize::from(*column), text);
@@ -244,12 +265,13 @@ pub(in crate::codec) fn document_rows<'a>(
     Ok(())
 }
 
-/// The text in `{"id":"…"}`.
-fn key_id(key: Option<&[u8]>) -> Parsed<Raw<'_>> {
+/// What stands in `{"id":"…"}`: the text of `_id`, or under a schema (true) Extended JSON.
+fn key_id(key: Option<&[u8]>) -> Parsed<(Raw<'_>, bool)> {
     let Some(key) = key.filter(|key| std::str::from_utf8(key).is_ok()) else {
         return Err(Bad { reason: "no key, or one that is not UTF-8".into(), at: 0 });
     };
     let mut scanner = Scanner::new(key);
+    let inline = skip_schema(&mut scanner)?;
     scanner.expect(b'{')?;
     if scanner.string()?.bytes != b"id" {
         return scanner.bad("the key has no id");
@@ -257,8 +279,41 @@ fn key_id(key: Option<&[u8]>) -> Parsed<Raw<'_>> {
     scanner.expect(b':')?;
     let id = scanner.string()?;
     scanner.expect(b'}')?;
+    if inline {
+        scanner.expect(b'}')?;
+    }
     scanner.end()?;
-    Ok(id)
+    Ok((id, inline))
+}
+
+/// Moves to the payload of `{"schema":…,"payload":…}`, knowing the text before it by heart; false: there is no schema.
+fn enter_payload(scanner: &mut Scanner<'_>, known: &mut Vec<u8>) -> Parsed<bool> {
+    if !known.is_empty() && scanner.take_exactly(known) {
+        return Ok(true);
+    }
+    let inline = skip_schema(scanner)?;
+    if inline {
+        known.clear();
+        known.extend_from_slice(&scanner.text()[..scanner.at()]);
+    }
+    Ok(inline)
+}
+
+/// The same, reading the schema no closer than to find its end.
+fn skip_schema(scanner: &mut Scanner<'_>) -> Parsed<bool> {
+    scanner.expect(b'{')?;
+    if scanner.peek() != Some(b'"') || scanner.string()?.bytes != b"schema" {
+        scanner.rewind(0);
+        return Ok(false);
+    }
+    scanner.expect(b':')?;
+    scanner.value()?;
+    scanner.expect(b',')?;
+    if scanner.string()?.bytes != b"payload" {
+        return scanner.bad("a schema without a payload behind it");
+    }
+    scanner.expect(b':')?;
+    Ok(true)
 }
 
 fn once(scanner: &Scanner<'_>, seen: &mut bool) -> Parsed<()> {

@@ -9,20 +9,22 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arrow::array::{Array, StructArray};
 
 use super::cells::Cells;
+use super::connect::{self, Schemas};
 use super::header::{Rest, RowId};
-use super::{UNAVAILABLE, text};
+use super::text;
 use crate::batch::{ChangeBatch, Op};
 use crate::codec::{Encoder, RecordBlock};
 use crate::error::{Error, Result};
 use crate::partition::partition;
 use crate::schema::{TableId, TableKind, TableSchema};
-use crate::types::LogicalType;
 
 /// Encoder of the `json` codec. One serves all tables of a source.
 #[derive(Debug)]
 pub struct JsonEncoder {
     /// `source.db` of PostgreSQL's records; empty: the source's name.
     database: String,
+    /// Whether each key and value carries its schema.
+    inline_schemas: bool,
     /// Wall clock in milliseconds since 1970, for the envelope's `ts_ms`.
     clock: fn() -> i64,
     layouts: HashMap<TableId, Arc<Layout>>,
@@ -44,11 +46,13 @@ pub(in crate::codec) struct Layout {
     source_names: Vec<u8>,
     /// `version,` of the header.
     header: Vec<u8>,
+    /// What stands before key and value where they carry their schema; then `}` ends them.
+    schemas: Option<Schemas>,
 }
 
 impl Default for JsonEncoder {
     fn default() -> Self {
-        Self { database: String::new(), clock: wall_clock, layouts: HashMap::new() }
+        Self { database: String::new(), inline_schemas: false, clock: wall_clock, layouts: HashMap::new() }
     }
 }
 
@@ -62,6 +66,11 @@ impl JsonEncoder {
         Self { database: database.into(), ..Self::default() }
     }
 
+    /// Writes each key and value as `{"schema":…,"payload":…}`, as Kafka Connect's JsonConverter does with `schemas.enable`.
+    pub fn with_inline_schemas(self, inline_schemas: bool) -> Self {
+        Self { inline_schemas, ..self }
+    }
+
     /// Takes the envelope's `ts_ms` from `clock` (milliseconds since 1970).
     pub fn with_clock(self, clock: fn() -> i64) -> Self {
         Self { clock, ..self }
@@ -73,14 +82,14 @@ impl JsonEncoder {
         {
             return layout.clone();
         }
-        let layout = Arc::new(Layout::new(schema.clone(), &self.database));
+        let layout = Arc::new(Layout::new(schema.clone(), &self.database, self.inline_schemas));
         self.layouts.insert(schema.table.clone(), layout.clone());
         layout
     }
 }
 
 impl Layout {
-    fn new(schema: Arc<TableSchema>, database: &str) -> Self {
+    fn new(schema: Arc<TableSchema>, database: &str, inline_schemas: bool) -> Self {
         let field = |i: usize, name: &str| {
             let mut text = if i == 0 { Vec::new() } else { vec![b','] };
             text::write_string(&mut text, name);
@@ -93,14 +102,7 @@ impl Layout {
             String::from_utf8_lossy(&out).into_owned()
         };
         let columns = schema.columns.iter().enumerate().map(|(i, column)| field(i, &column.name)).collect();
-        let unavailable = schema
-            .columns
-            .iter()
-            .map(|column| match column.ty {
-                LogicalType::List(_) => format!("[\"{UNAVAILABLE}\"]").into_bytes(),
-                _ => format!("\"{UNAVAILABLE}\"").into_bytes(),
-            })
-            .collect();
+        let unavailable = schema.columns.iter().map(|column| connect::unavailable(&column.ty)).collect();
         let key = match schema.kind {
             TableKind::Relational => {
                 schema.key.iter().enumerate().map(|(i, column)| field(i, &schema.columns[*column].name)).collect()
@@ -136,6 +138,7 @@ impl Layout {
             source: source.into_bytes(),
             source_names: source_names.into_bytes(),
             header,
+            schemas: inline_schemas.then(|| Schemas::new(&schema)),
             schema,
         }
     }
@@ -234,11 +237,33 @@ impl<'a> Rows<'a> {
         let op = self.batch.ops()[row];
         let out = block.buffer();
         let start = out.len();
-        let key = self.write_key(row, op, out);
+        let schemas = self.layout.schemas.as_ref();
+        out.extend_from_slice(schemas.map_or(&[], |schemas| &schemas.key));
+        let payload = out.len();
+        let mut chosen = None;
+        let key = if self.write_key(row, op, out) {
+            // Of the key alone, in its one form: no key moves when schemas are switched on or off.
+            chosen = Some(partition(&out[payload..], partitions));
+            if schemas.is_some() {
+                if self.layout.schema.kind == TableKind::Documents {
+                    out.truncate(payload);
+                    self.write_json_id(row, op, out);
+                }
+                out.push(b'}');
+            }
+            Some(start..out.len())
+        } else {
+            out.truncate(start);
+            None
+        };
         let value_start = out.len();
+        out.extend_from_slice(schemas.map_or(&[], |schemas| &schemas.value));
         let body = self.write_value(row, op, out);
+        if schemas.is_some() {
+            out.push(b'}');
+        }
         let value = value_start..out.len();
-        self.write_header(row, op, None, |_| true, out)?;
+        self.write_header(row, op, None, if schemas.is_some() { connect::reads_back } else { |_| true }, out)?;
         let header = value.end..out.len();
         if op == Op::Truncate as u8 {
             let length = out.len() - start;
@@ -253,8 +278,7 @@ impl<'a> Rows<'a> {
             return Ok(());
         }
         // Without a key the row itself decides, so that a row and its deletion meet in one partition.
-        let deciding = &out[key.clone().unwrap_or(body)];
-        let partition = partition(deciding, partitions);
+        let partition = chosen.unwrap_or_else(|| partition(&out[body], partitions));
         block.push_written(partition, start, key, Some(value), Some(header))
     }
 
@@ -265,7 +289,7 @@ impl<'a> Rows<'a> {
             return None;
         }
         text.clear();
-        if self.write_key(row, op, text).is_none() {
+        if !self.write_key(row, op, text) {
             let after = self.after.has(row);
             let (side, unchanged) = if after { (&self.after, self.unchanged(row)) } else { (&self.before, None) };
             self.write_side(side, row, unchanged, text);
@@ -286,9 +310,9 @@ impl<'a> Rows<'a> {
         Some(KeyOf { before: deleted, unchanged: if old { self.unchanged(row) } else { None } })
     }
 
-    fn write_key(&self, row: usize, op: u8, out: &mut Vec<u8>) -> Option<Range<usize>> {
-        let key = self.key_of(row, op)?;
-        let start = out.len();
+    /// Writes the key, if there is one.
+    fn write_key(&self, row: usize, op: u8, out: &mut Vec<u8>) -> bool {
+        let Some(key) = self.key_of(row, op) else { return false };
         out.push(b'{');
         for (name, column) in self.layout.key.iter().zip(&self.layout.schema.key) {
             out.extend_from_slice(name);
@@ -296,7 +320,18 @@ impl<'a> Rows<'a> {
             side.cells[*column].write(row, out);
         }
         out.push(b'}');
-        Some(start..out.len())
+        true
+    }
+
+    /// The key of a document as Debezium has it: `_id` as JSON in a string.
+    fn write_json_id(&self, row: usize, op: u8, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"id\":");
+        let old = self.key_of(row, op).is_some_and(|key| key.before);
+        match if old { &self.before } else { &self.after }.cells[0].text(row) {
+            Some(id) => connect::write_json_id(id, out),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.push(b'}');
     }
 
     /// Bits of the columns that the source left out of `after`.
@@ -314,7 +349,13 @@ impl<'a> Rows<'a> {
         let after = self.write_side(&self.after, row, self.unchanged(row), out);
         let patch = self.batch.patch();
         if patch.is_valid(row) {
-            out.extend_from_slice(b",\"updateDescription\":");
+            if self.layout.schemas.is_some() {
+                out.extend_from_slice(b",\"updateDescription\":");
+                connect::write_update_description(patch.value(row), out);
+                out.extend_from_slice(b",\"patch\":");
+            } else {
+                out.extend_from_slice(b",\"updateDescription\":");
+            }
             out.extend_from_slice(patch.value(row).as_bytes());
         } else if !relational {
             out.extend_from_slice(b",\"updateDescription\":null");

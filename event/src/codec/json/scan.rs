@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::text::is_special;
 
 /// Why a text cannot be read, and where.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Bad {
     pub reason: Cow<'static, str>,
     /// Byte of the record's value.
