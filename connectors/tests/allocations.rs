@@ -232,12 +232,22 @@ fn rows_cut_in_two_allocate_nothing() {
 
 #[test]
 fn a_change_allocates_nothing() {
+    changes_allocate_nothing(JsonEncoder::default(), BATCH_ROWS);
+}
+
+/// The schema is copied, and made once.
+#[test]
+fn a_change_with_its_schema_allocates_nothing() {
+    changes_allocate_nothing(JsonEncoder::default().with_inline_schemas(true), BATCH_ROWS / 8);
+}
+
+fn changes_allocate_nothing(mut encoder: JsonEncoder, batch_rows: usize) {
     let shape = shape();
     let binding = binding(&shape);
     let stream = change_stream();
     let mut encoded = 0;
     let allocations = per_row(|| {
-        let (mut builder, mut encoder) = (TableBuilder::new(&shape), JsonEncoder::default());
+        let mut builder = TableBuilder::new(&shape);
         for (row, frame) in stream.iter().enumerate() {
             let Frame::XLogData { data, .. } = Frame::parse(frame).unwrap() else { panic!("not a message") };
             match Message::parse(data, false).unwrap().1 {
@@ -247,7 +257,7 @@ fn a_change_allocates_nothing() {
                 }
                 other => panic!("{other:?}"),
             };
-            if builder.rows() == BATCH_ROWS {
+            if builder.rows() == batch_rows {
                 encoded += encode(&builder.finish().unwrap(), &mut encoder);
             }
         }

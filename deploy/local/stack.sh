@@ -24,6 +24,8 @@ usage: deploy/local/stack.sh [--dir DIR] [--free-ports] COMMAND [SERVER...]
                       status
   kafka-tool CLASS [ARGUMENT...]
                       one of Kafka's own tools, such as org.apache.kafka.tools.TopicCommand
+  kafka-connect WORKER CONNECTOR...
+                      a Kafka Connect worker (standalone) with Debezium's transforms and these files of properties, until a signal
   clean               down, then delete the data, logs and chosen ports
   clean --all         the same, and delete the installed servers (~/.cache/lakeward)
 
@@ -45,6 +47,7 @@ TEXT
 . "$HERE/kafka.sh"
 . "$HERE/minio.sh"
 . "$HERE/registry.sh"
+. "$HERE/connect.sh"
 
 declare -A PORTS
 declare -A PORT_VARIABLE=([postgres]=LAKEWARD_PG_PORT [mongodb]=LAKEWARD_MONGO_PORT [kafka]=LAKEWARD_KAFKA_PORT [minio]=LAKEWARD_MINIO_PORT
@@ -290,6 +293,7 @@ case $command in
   env) choose_ports; print_env ;;
   run) run "$@" ;;
   kafka-tool) kafka_install; kafka_tool "$@" ;;
+  kafka-connect) connect_install; connect_standalone "$@" ;;
   clean) clean "$@" ;;
   help) usage ;;
   *) usage >&2; exit 2 ;;

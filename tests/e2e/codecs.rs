@@ -123,7 +123,7 @@ fn a_log_may_change_its_codec() {
     items.insert_many((0..20).map(|i| doc! { "_id": i, "n": 0 }).collect());
     let lake = Pipeline::new().postgres(&users).mongo(&shop).codec("avro").build();
     let variant = |codec: &str| lake.variant("state", &[("codec = \"avro\"", &format!("codec = \"{codec}\""))]);
-    let (json, arrow) = (variant("json"), variant("arrow"));
+    let (json, arrow, with_schemas) = (variant("json"), variant("arrow"), variant("json\"\ninline_schemas = true #"));
     let connectors = |config: &std::path::Path| {
         let status = lake.start_with(config, &["connectors", "--until-caught-up"], "").wait();
         assert!(status.success(), "{status}");
@@ -142,16 +142,18 @@ fn a_log_may_change_its_codec() {
     change(2);
     connectors(&arrow);
     change(3);
-    connectors(lake.config());
+    connectors(&with_schemas);
     change(4);
+    connectors(lake.config());
+    change(5);
     connectors(&json);
     let headers = record_headers(&Servers::get().kafka, &users.name);
     let of = |codec: &str| headers.iter().filter(|(_, header)| header.starts_with(codec)).count();
     assert!(of("arrow,") > 0 && of("avro,") > 200 && headers.len() > of("avro,") + of("arrow,") + 300, "{headers:?}");
 
     let running = lake.start(&[]);
-    lake.wait_for_value(&format!("select count(*) from {}.t where id between 1001 and 1004", users.name), &json!(4));
-    lake.wait_for_value(&format!("select count(*) from {}.items", shop.name), &json!(16));
+    lake.wait_for_value(&format!("select count(*) from {}.t where id between 1001 and 1005", users.name), &json!(5));
+    lake.wait_for_value(&format!("select count(*) from {}.items", shop.name), &json!(15));
     lake.verify();
     running.stop();
 }

@@ -13,6 +13,7 @@ mod embedded;
 mod faults;
 mod harness;
 mod kafka_behind_our_back;
+mod kafka_connect;
 mod kafka_security;
 mod log_exactly_once;
 mod log_tools;

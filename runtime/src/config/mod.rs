@@ -136,11 +136,12 @@ pub enum Codec {
 }
 
 impl std::fmt::Display for Codec {
-    /// As it is written in the configuration.
+    /// As messages name it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Json => "json",
             Self::Avro => "avro",
+            Self::JsonWithSchemas => "json with schemas",
             Self::Arrow => "arrow",
         })
     }

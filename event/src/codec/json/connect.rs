@@ -21,9 +21,10 @@ impl Schemas {
         let topic = topic(&schema.table);
         let (key, value) = match schema.kind {
             TableKind::Relational => (relational_key(schema, &topic), relational_value(schema, &topic)),
-            TableKind::Documents => {
-                (structure(&[named(STRING, "id")], false, Some((&format!("{topic}.Key"), None))), documents_value(&topic))
-            }
+            TableKind::Documents => (
+                structure(&[named(STRING, "id")], false, Some((&format!("{topic}.Key"), None))),
+                documents_value(&topic),
+            ),
         };
         let before_payload = |schema: String| format!("{{\"schema\":{schema}}},\"payload\":").into_bytes();
         Self { key: before_payload(key), value: before_payload(value) }
@@ -331,7 +332,8 @@ fn write_truncated(arrays: &str, out: &mut Vec<u8>) -> Parsed<bool> {
                 b"field" => field = value,
                 b"newSize" => {
                     let digits = value.iter().filter(|byte| byte.is_ascii_digit());
-                    size = digits.fold(0u32, |size, digit| size.saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+                    size = digits
+                        .fold(0u32, |size, digit| size.saturating_mul(10).saturating_add(u32::from(digit - b'0')));
                 }
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! The `json` codec: one record per change, in the shape of Debezium's envelope without its inlined schema.
+//! The `json` codec: one record per change, in the shape of Debezium's envelope, with or without its inlined schema.
 //!
 //! `ChangeBatch -> JsonEncoder -> records -> log -> records -> JsonDecoder -> ChangeBatch`, exactly the same batch.
 //!
@@ -26,12 +26,18 @@
 //! | timestamptz | string `2020-01-01T00:00:00.123456Z`, `-0043-03-15T…` for 44 BC, `infinity`, `-infinity` |
 //! | list | array |
 //!
-//! A column that the source left out is `"__debezium_unavailable_value"` in `after` (a list: an array of it); the header
-//! says so without ambiguity. A create that is the second half of a key change has the old key in `before`.
+//! A column that the source left out is `"__debezium_unavailable_value"` in `after`, or what Debezium writes in its place for
+//! the type ([`connect`]); the header says so without ambiguity. A create that is the second half of a key change has the old
+//! key in `before`.
 //!
 //! MongoDB: `after` and `before` are strings that hold canonical Extended JSON; `updateDescription` is the patch as it is.
 //! `source` has `db`, `collection`, and the cluster time as `clusterTime` (seconds) and `ord` (increment); `txId` is a
 //! string of hexadecimal digits.
+//!
+//! # With schemas
+//! Key and value each are `{"schema":…,"payload":…}`, the payload as above but for MongoDB: `id` of the key is `_id` as Extended
+//! JSON, `updateDescription` has Debezium's form, and `patch` beside it is the exact one. The decoder takes either form, record by
+//! record. The partition is that of the key without schema.
 //!
 //! # Header `lakeward`
 //! `version,sequence` or `version,sequence,unchanged,rest`: the schema's version, the publisher's counter, the bitmap of
@@ -40,6 +46,7 @@
 //!
 //! # Layout
 //! - [`encode`], [`cells`]: columns to text
+//! - [`connect`]: the schemas, and what they ask of values
 //! - [`decode`], [`columns`]: text to columns
 //! - [`header`]: the record header's form
 //! - [`scan`], [`text`]: JSON without types, and values without JSON
