@@ -117,6 +117,12 @@ pub async fn problems(source: &SourceConfig) -> Vec<Problem> {
     }
 }
 
+/// By how much appends are smaller than a codec without inlined schemas would have them: those are most of each record, and an
+/// append is in memory as a whole, and one transaction of the log.
+pub(crate) fn append_divisor(codec: Codec) -> u32 {
+    if codec == Codec::JsonWithSchemas { 8 } else { 1 }
+}
+
 /// The encoder of a codec.
 pub fn encoder(codec: Codec, registry: &Arc<dyn SchemaRegistry>) -> Result<Box<dyn Encoder>> {
     Ok(match codec {

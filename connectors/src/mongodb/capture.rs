@@ -54,7 +54,7 @@ pub async fn run(
     context: &ConnectorContext,
     shutdown: &CancellationToken,
 ) -> Result<Option<Checkpoint>> {
-    run_with(source, context, shutdown, RANGE_ROWS).await
+    run_with(source, context, shutdown, RANGE_ROWS / i64::from(crate::append_divisor(context.codec))).await
 }
 
 /// [`run`] with ranges of another size.
@@ -115,6 +115,8 @@ struct Capture<'a> {
     /// Documents of the next range, and of one that the server does not refuse.
     range_rows: i64,
     full_range_rows: i64,
+    /// An append is begun at so many changes.
+    append_rows: u64,
     /// Rounds of ranges of which none was read.
     refusals: u32,
     /// When the stream's turn began.
@@ -197,6 +199,7 @@ impl<'a> Capture<'a> {
             may_note: true,
             range_rows,
             full_range_rows: range_rows,
+            append_rows: APPEND_ROWS / u64::from(crate::append_divisor(context.codec)),
             refusals: 0,
             turn: Instant::now(),
             caught_up_at,
@@ -251,7 +254,7 @@ impl<'a> Capture<'a> {
                     true
                 }
             };
-            if self.weight() > APPEND_BYTES || self.sequence > APPEND_ROWS {
+            if self.weight() > APPEND_BYTES || self.sequence > self.append_rows {
                 self.publish(false).await?;
             }
             if (idle || self.turn.elapsed() > TURN) && self.is_reading() {

@@ -54,7 +54,7 @@ use self::client::{connect, connect_replication, replication_error, sql_error};
 use self::cursor::Cursor;
 use self::slot::Start;
 use self::snapshot::Snapshots;
-use self::snapshot::state::State;
+use self::snapshot::state::{RANGE_BYTES, State};
 use self::stream::{Parts, Stream};
 use crate::ConnectorContext;
 use crate::publisher::{Lane, Publisher};
@@ -130,7 +130,8 @@ pub async fn run(
             &[("proto_version", "1"), ("publication_names", &quoted), ("messages", "true")],
         )
         .map_err(|e| replication_error("starting the stream", e))?;
-    let snapshots = Snapshots::new(source.url.clone(), source.name.clone(), state);
+    let range_bytes = RANGE_BYTES / u64::from(crate::append_divisor(context.codec));
+    let snapshots = Snapshots::new(source.url.clone(), source.name.clone(), range_bytes, state);
     let stream = Stream::new(Parts {
         source: source.clone(),
         context: context.clone(),

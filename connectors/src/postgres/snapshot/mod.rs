@@ -59,6 +59,8 @@ pub enum Outcome {
 pub struct Snapshots {
     url: Secret,
     source: String,
+    /// See [`RANGE_BYTES`](state::RANGE_BYTES).
+    range_bytes: u64,
     pub state: State,
     phase: Phase,
     barrier_wanted: bool,
@@ -78,13 +80,14 @@ pub enum Event {
 }
 
 impl Snapshots {
-    pub fn new(url: Secret, source: String, state: State) -> Self {
+    pub fn new(url: Secret, source: String, range_bytes: u64, state: State) -> Self {
         let (sender, results) = mpsc::channel(1);
         // The set of published transactions died with the process before: barrier anew at each start.
         let barrier_wanted = !state.tables.is_empty();
         Self {
             url,
             source,
+            range_bytes,
             state,
             phase: Phase::Rest(Instant::now()),
             barrier_wanted,
@@ -173,9 +176,10 @@ impl Snapshots {
     }
 
     pub fn lock(&mut self, wanted: BTreeMap<u32, Wanted>) {
-        let url = self.url.clone();
+        let (url, range_bytes) = (self.url.clone(), self.range_bytes);
         self.phase = Phase::Locking;
-        self.tasks.spawn(async move { wave::lock(url, wanted).await.map(|l| Outcome::Locked(l.map(Box::new))) });
+        self.tasks
+            .spawn(async move { wave::lock(url, wanted, range_bytes).await.map(|l| Outcome::Locked(l.map(Box::new))) });
     }
 
     /// The caller has stopped publishing. Takes the snapshot, again and again for 5 s until it sees all that is published.

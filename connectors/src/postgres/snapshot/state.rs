@@ -92,13 +92,13 @@ pub struct Range {
 }
 
 /// Bytes of heap (and its TOAST) that one range aims at: it is held in memory as columns and once more as records.
-const RANGE_BYTES: u64 = 16 << 20;
+pub const RANGE_BYTES: u64 = 16 << 20;
 
 impl Leaf {
-    /// Cuts `pages` pages, which hold `bytes` with their TOAST, into ranges.
-    pub fn plan(filenode: u32, pages: u32, bytes: u64) -> Self {
+    /// Cuts `pages` pages, which hold `bytes` with their TOAST, into ranges of `range_bytes`.
+    pub fn plan(filenode: u32, pages: u32, bytes: u64, range_bytes: u64) -> Self {
         let per_page = (bytes / u64::from(pages.max(1))).max(8192);
-        let step = u32::try_from((RANGE_BYTES / per_page).max(1)).unwrap_or(u32::MAX);
+        let step = u32::try_from((range_bytes / per_page).max(1)).unwrap_or(u32::MAX);
         Self { filenode, step, ranges: pages.div_ceil(step).max(1), done: BTreeSet::new() }
     }
 
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn ranges_cover_every_page_and_the_last_has_no_end() {
         let mut table = TableState::new("public.t".into());
-        table.look(&BTreeMap::from([(7, Leaf::plan(1, 5000, 5000 * 8192))]));
+        table.look(&BTreeMap::from([(7, Leaf::plan(1, 5000, 5000 * 8192, RANGE_BYTES))]));
         let ranges = table.ranges_left(7);
         assert_eq!(
             ranges.iter().map(|r| (r.from, r.to)).collect::<Vec<_>>(),
@@ -245,20 +245,21 @@ mod tests {
         table.range_done(&ranges[2]);
         assert!(table.is_read());
         // An empty table has one range too: rows may come before the wave.
-        assert_eq!(Leaf::plan(1, 0, 0).ranges, 1);
+        assert_eq!(Leaf::plan(1, 0, 0, RANGE_BYTES).ranges, 1);
         // Big TOAST makes small ranges.
-        assert_eq!(Leaf::plan(1, 100, 100 << 20).step, 16);
+        assert_eq!(Leaf::plan(1, 100, 100 << 20, RANGE_BYTES).step, 16);
+        assert_eq!(Leaf::plan(1, 100, 100 << 20, RANGE_BYTES / 8).step, 2);
     }
 
     #[test]
     fn a_rewrite_starts_the_table_over() {
         let mut table = TableState::new("public.t".into());
-        let before = BTreeMap::from([(7, Leaf::plan(1, 10, 0))]);
+        let before = BTreeMap::from([(7, Leaf::plan(1, 10, 0, RANGE_BYTES))]);
         assert!(!table.look(&before));
         let range = table.ranges_left(7)[0];
         table.range_done(&range);
         assert!(!table.look(&before) && table.is_read());
-        assert!(table.look(&BTreeMap::from([(7, Leaf::plan(2, 10, 0))])));
+        assert!(table.look(&BTreeMap::from([(7, Leaf::plan(2, 10, 0, RANGE_BYTES))])));
         assert!(!table.is_read());
     }
 

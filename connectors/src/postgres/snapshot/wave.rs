@@ -77,8 +77,8 @@ pub enum Read {
     },
 }
 
-/// Takes the locks. None: somebody holds a lock against ours (DDL), try later.
-pub async fn lock(url: Secret, wanted: BTreeMap<u32, Wanted>) -> Result<Option<Locked>> {
+/// Takes the locks, and plans ranges of `range_bytes`. None: somebody holds a lock against ours (DDL), try later.
+pub async fn lock(url: Secret, wanted: BTreeMap<u32, Wanted>, range_bytes: u64) -> Result<Option<Locked>> {
     let (locks, snapshots) = (connect(&url, "snapshot").await?, connect(&url, "snapshot").await?);
     let mut names = BTreeMap::new();
     let mut by_table = BTreeMap::new();
@@ -127,7 +127,7 @@ pub async fn lock(url: Secret, wanted: BTreeMap<u32, Wanted>) -> Result<Option<L
         };
         if let Some(leaves) = by_table.get(&oid).and_then(|table| leaves.get_mut(table)) {
             let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-            leaves.insert(oid, Leaf::plan(filenode, pages, u64::try_from(bytes).unwrap_or(0)));
+            leaves.insert(oid, Leaf::plan(filenode, pages, u64::try_from(bytes).unwrap_or(0), range_bytes));
         }
     }
     Ok(Some(Locked { locks, snapshots, wanted, leaves, names }))

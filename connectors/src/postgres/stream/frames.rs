@@ -7,7 +7,7 @@ use lakeward_event::TableId;
 use lakeward_runtime::{Error, Result};
 
 use super::append::Flush;
-use super::{APPEND_BYTES, APPEND_ROWS, Stream};
+use super::{APPEND_BYTES, Stream};
 use crate::postgres::capture::{Capture, as_of_relation};
 use crate::postgres::catalog::{self, Table, TableShape};
 use crate::postgres::mark;
@@ -122,7 +122,7 @@ impl Stream {
                 return Err(Error::bug("the server streams transactions that are in progress, and was not asked to"));
             }
         }
-        if self.sequences >= APPEND_ROWS || self.bytes >= APPEND_BYTES {
+        if self.sequences >= self.append_rows || self.bytes >= APPEND_BYTES {
             self.flush(Vec::new(), Flush::Data).await?;
         }
         Ok(())

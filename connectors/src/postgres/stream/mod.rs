@@ -104,6 +104,8 @@ pub struct Stream {
     ready: Vec<ChangeBatch>,
     /// Sequences and bytes of the append to come.
     sequences: u64,
+    /// An append is begun at so many.
+    append_rows: u64,
     bytes: usize,
     /// Rows of the append under way.
     flying: u64,
@@ -153,6 +155,7 @@ impl Stream {
         let Parts { source, context, sql, connection, lane, cursor, snapshots, signals, tables, filter, clock_offset } =
             parts;
         let marker = Arc::new(Marker::new(&sql, &source.slot).await?);
+        let append_rows = APPEND_ROWS / u64::from(crate::append_divisor(context.codec));
         let interval = i64::try_from(context.checkpoint_interval.as_micros())
             .ok()
             .filter(|i| *i > 0)
@@ -177,6 +180,7 @@ impl Stream {
             started_over: HashMap::new(),
             ready: Vec::new(),
             sequences: 0,
+            append_rows,
             bytes: 0,
             flying: 0,
             told: Instant::now(),
