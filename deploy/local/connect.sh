@@ -28,9 +28,10 @@ connect_fill() {
 XML
 }
 
-# WORKER.properties CONNECTOR.properties...: replaces this shell; ends at a signal.
+# WORKER.properties CONNECTOR.properties...: replaces this shell; ends at a signal. Without arguments there is nothing to run.
 connect_standalone() {
-  local home=$CACHE/$CONNECT_HOME worker=${1:?kafka-connect: which worker?}
+  local home=$CACHE/$CONNECT_HOME worker=${1:-}
+  [ $# -gt 0 ] || return 0
   shift
   exec "$(java_17)" -Xms64m -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.awt.headless=true \
     "-Dlog4j2.configurationFile=$home/log4j2.xml" -cp "$home/libs/*" org.apache.kafka.connect.cli.ConnectStandalone \

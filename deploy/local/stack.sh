@@ -24,8 +24,9 @@ usage: deploy/local/stack.sh [--dir DIR] [--free-ports] COMMAND [SERVER...]
                       status
   kafka-tool CLASS [ARGUMENT...]
                       one of Kafka's own tools, such as org.apache.kafka.tools.TopicCommand
-  kafka-connect WORKER CONNECTOR...
-                      a Kafka Connect worker (standalone) with Debezium's transforms and these files of properties, until a signal
+  kafka-connect [WORKER CONNECTOR...]
+                      a Kafka Connect worker (standalone) with Debezium's transforms and these files of properties, until a signal;
+                      without files it is only installed
   clean               down, then delete the data, logs and chosen ports
   clean --all         the same, and delete the installed servers (~/.cache/lakeward)
 

@@ -79,6 +79,8 @@ impl Worker {
         );
         std::fs::write(&config, text).unwrap();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local/stack.sh");
+        // The first time that is a download, which nothing else should wait for.
+        assert!(Command::new(script).arg("kafka-connect").status().expect("stack.sh can be started").success());
         let mut command = Command::new(script);
         command.env("TZ", "UTC").arg("kafka-connect").arg(&config).args(sinks.iter().map(|sink| &sink.config));
         let (out, error) = (File::create(&log).unwrap(), File::options().append(true).open(&log).unwrap());
