@@ -232,16 +232,16 @@ fn rows_cut_in_two_allocate_nothing() {
 
 #[test]
 fn a_change_allocates_nothing() {
-    changes_allocate_nothing(JsonEncoder::default(), BATCH_ROWS);
+    changes_allocate_nothing(JsonEncoder::default());
 }
 
 /// The schema is copied, and made once.
 #[test]
 fn a_change_with_its_schema_allocates_nothing() {
-    changes_allocate_nothing(JsonEncoder::default().with_inline_schemas(true), BATCH_ROWS / 8);
+    changes_allocate_nothing(JsonEncoder::default().with_inline_schemas(true));
 }
 
-fn changes_allocate_nothing(mut encoder: JsonEncoder, batch_rows: usize) {
+fn changes_allocate_nothing(mut encoder: JsonEncoder) {
     let shape = shape();
     let binding = binding(&shape);
     let stream = change_stream();
@@ -257,7 +257,7 @@ fn changes_allocate_nothing(mut encoder: JsonEncoder, batch_rows: usize) {
                 }
                 other => panic!("{other:?}"),
             };
-            if builder.rows() == batch_rows {
+            if builder.rows() == BATCH_ROWS {
                 encoded += encode(&builder.finish().unwrap(), &mut encoder);
             }
         }
