@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::NAME;
 use super::plan::{DocumentKey, Envelope, Part, Source};
 use super::registered::Registered;
 use super::wire::{Cursor, MAGIC, PREFIX};
-use super::{NAME, documents};
 use crate::batch::{ChangeBatch, ChangeMeta, MetaRow, Op};
 use crate::codec::json::columns::Rows;
+use crate::codec::json::connect::read_json_id;
 use crate::codec::json::decode::document_rows;
 use crate::codec::json::encode::is_unchanged;
 use crate::codec::json::header::Header;
@@ -218,11 +219,11 @@ impl Run {
         if self.schema.kind == TableKind::Documents {
             position = said.cluster_time.0 << 32 | said.cluster_time.1;
             let documents = [said.after.map(raw), said.before.map(raw)];
-            let id = || match &parts.id {
-                Ok(id) => documents::read_id(id),
+            let id = match &parts.id {
+                Ok(id) => read_json_id(id.as_bytes()),
                 Err(reason) => Err(Bad { reason: reason.clone().into(), at: 0 }),
             };
-            document_rows([&mut self.after, &mut self.before], op, documents, header.rest.ids.as_ref(), id)?;
+            document_rows([&mut self.after, &mut self.before], op, documents, header.rest.ids.as_ref(), &id)?;
         }
         for (side, column, text) in &header.rest.misfits {
             self.meta.misfit(*side as u8, usize::from(*column), text);

@@ -3,14 +3,13 @@
 
 use super::cells::{NULL, PRESENT};
 use super::wire::{write_bytes, write_long};
-use crate::codec::json::scan::{Bad, Parsed, Raw, Scanner, append_unescaped};
+use crate::codec::json::connect::{OID, is_oid};
+use crate::codec::json::scan::{Bad, Parsed, Scanner, append_unescaped};
 use crate::codec::json::text::write_string;
 use crate::document::value::{Fields, Value, elements};
 
-const OID: &str = "{\"$oid\":\"";
-const OID_END: &str = "\"}";
-
-/// Appends an `_id` as Extended JSON, given our text of it ([`id_text`](crate::document::id_text)).
+/// Appends an `_id` as Extended JSON, given our text of it ([`id_text`](crate::document::id_text)). The decoder reads it by
+/// [`read_json_id`](crate::codec::json::connect::read_json_id).
 pub fn write_id(id: &str, out: &mut Vec<u8>) {
     if id.starts_with(['{', '"']) || matches!(id, "null" | "true" | "false") {
         return write_bytes(out, id.as_bytes());
@@ -19,37 +18,11 @@ pub fn write_id(id: &str, out: &mut Vec<u8>) {
     if is_oid(id.as_bytes()) {
         out.extend_from_slice(OID.as_bytes());
         out.extend_from_slice(id.as_bytes());
-        out.extend_from_slice(OID_END.as_bytes());
+        out.extend_from_slice(b"\"}");
     } else {
         write_string(out, id);
     }
     write_length_before(start, out);
-}
-
-/// Whether [`read_id`] makes the same text again of what [`write_id`] writes: not of strings that look like something else.
-pub fn reads_back(id: &str) -> bool {
-    !id.starts_with('"') && !id.starts_with(OID)
-}
-
-/// Our text of an `_id` that is Extended JSON.
-pub fn read_id(json: &str) -> Parsed<Raw<'_>> {
-    let plain = |bytes| Raw { bytes, escaped: false, at: 0 };
-    if let Some(hex) = json.strip_prefix(OID).and_then(|rest| rest.strip_suffix(OID_END))
-        && is_oid(hex.as_bytes())
-    {
-        return Ok(plain(hex.as_bytes()));
-    }
-    if !json.starts_with('"') {
-        return Ok(plain(json.as_bytes()));
-    }
-    let mut scanner = Scanner::new(json.as_bytes());
-    let text = scanner.string()?;
-    scanner.end()?;
-    Ok(text)
-}
-
-fn is_oid(text: &[u8]) -> bool {
-    text.len() == 24 && text.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// Appends a patch (MongoDB's own update description) as Debezium's record; null where it is none.
@@ -151,6 +124,7 @@ fn write_length_before(start: usize, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::codec::avro::wire::Cursor;
+    use crate::codec::json::connect::{read_json_id, reads_back};
     use crate::document::{id_text, id_text_of_string};
     use proptest::prelude::*;
 
@@ -188,7 +162,7 @@ mod tests {
             let json = written(&id);
             if reads_back(&id) {
                 let mut text = Vec::new();
-                append_unescaped(read_id(&json).unwrap(), &mut text).unwrap();
+                append_unescaped(read_json_id(json.as_bytes()).unwrap(), &mut text).unwrap();
                 prop_assert_eq!(String::from_utf8(text).unwrap(), id.as_str());
             }
             // an `_id` that is a string is one in JSON

@@ -11,6 +11,7 @@ use super::cells::{NULL, PRESENT, write};
 use super::wire::{MAGIC, PREFIX, write_bytes, write_long};
 use super::{NAME, documents, names, schema};
 use crate::batch::{ChangeBatch, Op};
+use crate::codec::json::connect::{UNAVAILABLE_UUID, reads_back};
 use crate::codec::json::encode::{Rows, Side, is_unchanged, wall_clock};
 use crate::codec::json::{JsonEncoder, UNAVAILABLE, text};
 use crate::codec::registry::SchemaRegistry;
@@ -117,9 +118,6 @@ impl Layout {
     }
 }
 
-/// The name-based UUID of [`UNAVAILABLE`].
-const UNAVAILABLE_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
-
 /// What a column that the source left out is written as: Debezium's forms, where the type has room for them, else null.
 fn unavailable(ty: &LogicalType) -> Vec<u8> {
     let mut out = vec![PRESENT];
@@ -202,7 +200,7 @@ impl Encoding<'_> {
         let patch = (!patch_written && patch.is_valid(row)).then(|| patch.value(row));
         out.extend_from_slice(NAME.as_bytes());
         out.push(b',');
-        self.rows.write_header(row, op, patch, documents::reads_back, out)?;
+        self.rows.write_header(row, op, patch, reads_back, out)?;
         let header = value.end..out.len();
         if let Some(partition) = partition {
             return block.push_written(partition, start, key, Some(value), Some(header));

@@ -172,7 +172,7 @@ fn transaction() -> String {
 /// [`UNAVAILABLE`] in base64.
 const UNAVAILABLE_BINARY: &str = "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==";
 /// The name-based UUID of [`UNAVAILABLE`].
-const UNAVAILABLE_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
+pub(in crate::codec) const UNAVAILABLE_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
 
 /// What an unchanged value of this type is written as: Debezium's forms, which are such that the type's schema takes them.
 pub(super) fn unavailable(ty: &LogicalType) -> Vec<u8> {
@@ -211,7 +211,7 @@ pub(super) fn unavailable(ty: &LogicalType) -> Vec<u8> {
 
 // The key of a document: Debezium has `_id` as Extended JSON, ours is shorter where it can be (`document::id_text`).
 
-const OID: &str = "{\"$oid\":\"";
+pub(in crate::codec) const OID: &str = "{\"$oid\":\"";
 
 /// Writes the JSON string that holds an `_id` as Extended JSON, given our text of it.
 pub(super) fn write_json_id(id: &str, out: &mut Vec<u8>) {
@@ -240,12 +240,12 @@ pub(super) fn write_json_id(id: &str, out: &mut Vec<u8>) {
 }
 
 /// Whether [`read_json_id`] makes the same text again of what [`write_json_id`] writes.
-pub(super) fn reads_back(id: &str) -> bool {
+pub(in crate::codec) fn reads_back(id: &str) -> bool {
     !id.starts_with('"') && !id.starts_with(OID)
 }
 
 /// Our text of an `_id` that is Extended JSON: the inverse of [`write_json_id`] for what [`reads_back`].
-pub(super) fn read_json_id(json: &[u8]) -> Parsed<Raw<'_>> {
+pub(in crate::codec) fn read_json_id(json: &[u8]) -> Parsed<Raw<'_>> {
     if let Some(hex) = json.strip_prefix(OID.as_bytes()).and_then(|rest| rest.strip_suffix(b"\"}"))
         && is_oid(hex)
     {
@@ -260,7 +260,7 @@ pub(super) fn read_json_id(json: &[u8]) -> Parsed<Raw<'_>> {
     Ok(Raw { bytes: json, escaped: false, at: 0 })
 }
 
-fn is_oid(text: &[u8]) -> bool {
+pub(in crate::codec) fn is_oid(text: &[u8]) -> bool {
     text.len() == 24 && text.iter().all(u8::is_ascii_hexdigit)
 }
 

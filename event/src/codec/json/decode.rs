@@ -198,18 +198,10 @@ impl Run {
             return scanner.bad("a misfit of a column that the schema does not have");
         }
         if documents {
-            let id = match key_id(key) {
-                Ok((id, true)) => {
-                    scratch.name.clear();
-                    append_unescaped(id, &mut scratch.name).and_then(|()| connect::read_json_id(&scratch.name))
-                }
-                Ok((id, false)) => Ok(id),
-                Err(bad) => Err(bad),
-            };
             let documents = [envelope.after, envelope.before];
             let sides = [&mut self.after, &mut self.before];
-            let id = || id.as_ref().copied().map_err(Clone::clone);
-            document_rows(sides, op, documents, header.rest.ids.as_ref(), id)?;
+            let id = key_id(key, &mut scratch.name);
+            document_rows(sides, op, documents, header.rest.ids.as_ref(), &id)?;
         }
         for (side, column, text) in &header.rest.misfits {
             self.meta.misfit(*side as u8, usize::from(*column), text);
@@ -228,12 +220,12 @@ impl Run {
 }
 
 /// Puts together the rows of a MongoDB change: `_id` from the key (or the header), `_doc` from the envelope.
-pub(in crate::codec) fn document_rows<'a>(
+pub(in crate::codec) fn document_rows(
     sides: [&mut Rows; 2],
     op: Op,
     documents: [Option<Raw<'_>>; 2],
     ids: Option<&[RowId; 2]>,
-    key_id: impl Fn() -> Parsed<Raw<'a>>,
+    key_id: &Parsed<Raw<'_>>,
 ) -> Parsed<()> {
     let implied = implied_sides(op as u8, documents[0].is_some(), documents[1].is_some());
     for (i, (rows, implied)) in sides.into_iter().zip([implied.0, implied.1]).enumerate() {
@@ -254,7 +246,7 @@ pub(in crate::codec) fn document_rows<'a>(
                 id_column.append_text(Raw { bytes: id.as_bytes(), escaped: false, at: 0 })?;
             }
             Some(_) => id_column.append_null(),
-            None => id_column.append_text(key_id()?)?,
+            None => id_column.append_text(key_id.clone()?)?,
         }
         match documents[i] {
             Some(document) => doc_column.append_text(document)?,
@@ -265,8 +257,8 @@ pub(in crate::codec) fn document_rows<'a>(
     Ok(())
 }
 
-/// What stands in `{"id":"…"}`: the text of `_id`, or under a schema (true) Extended JSON.
-fn key_id(key: Option<&[u8]>) -> Parsed<(Raw<'_>, bool)> {
+/// The text of `_id` in `{"id":"…"}`; under a schema it is made of the Extended JSON there, in `scratch`.
+fn key_id<'a>(key: Option<&'a [u8]>, scratch: &'a mut Vec<u8>) -> Parsed<Raw<'a>> {
     let Some(key) = key.filter(|key| std::str::from_utf8(key).is_ok()) else {
         return Err(Bad { reason: "no key, or one that is not UTF-8".into(), at: 0 });
     };
@@ -283,7 +275,12 @@ fn key_id(key: Option<&[u8]>) -> Parsed<(Raw<'_>, bool)> {
         scanner.expect(b'}')?;
     }
     scanner.end()?;
-    Ok((id, inline))
+    if !inline {
+        return Ok(id);
+    }
+    scratch.clear();
+    append_unescaped(id, scratch)?;
+    connect::read_json_id(scratch)
 }
 
 /// Moves to the payload of `{"schema":…,"payload":…}`, knowing the text before it by heart; false: there is no schema.

@@ -263,7 +263,8 @@ impl<'a> Rows<'a> {
             out.push(b'}');
         }
         let value = value_start..out.len();
-        self.write_header(row, op, None, if schemas.is_some() { connect::reads_back } else { |_| true }, out)?;
+        let in_key: fn(&str) -> bool = if schemas.is_some() { connect::reads_back } else { |_| true };
+        self.write_header(row, op, None, in_key, out)?;
         let header = value.end..out.len();
         if op == Op::Truncate as u8 {
             let length = out.len() - start;
@@ -326,8 +327,9 @@ impl<'a> Rows<'a> {
     /// The key of a document as Debezium has it: `_id` as JSON in a string.
     fn write_json_id(&self, row: usize, op: u8, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"id\":");
-        let old = self.key_of(row, op).is_some_and(|key| key.before);
-        match if old { &self.before } else { &self.after }.cells[0].text(row) {
+        let is_before = self.key_of(row, op).is_some_and(|key| key.is_before(0));
+        let side = if is_before { &self.before } else { &self.after };
+        match side.cells[0].text(row) {
             Some(id) => connect::write_json_id(id, out),
             None => out.extend_from_slice(b"null"),
         }

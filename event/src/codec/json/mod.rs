@@ -53,7 +53,7 @@
 
 pub(in crate::codec) mod cells;
 pub(in crate::codec) mod columns;
-mod connect;
+pub(in crate::codec) mod connect;
 pub(in crate::codec) mod decode;
 pub(in crate::codec) mod encode;
 pub(in crate::codec) mod header;
