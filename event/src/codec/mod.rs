@@ -15,6 +15,8 @@ pub mod avro;
 pub mod debezium;
 pub mod json;
 pub mod registry;
+#[cfg(test)]
+mod samples;
 
 use std::ops::Range;
 use std::sync::Arc;

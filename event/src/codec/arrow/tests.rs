@@ -11,7 +11,7 @@ use super::{ArrowDecoder, ArrowEncoder, MAX_BATCH_BYTES, MAX_ROWS, SPLIT_BYTES};
 use crate::batch::{ChangeBatch, MetaRow, Op};
 use crate::codec::any::AnyDecoder;
 use crate::codec::json::JsonEncoder;
-use crate::codec::json::tests::{any_batch, meta, record, row, rows, schema};
+use crate::codec::samples::{any_batch, meta, record, row, rows, schema};
 use crate::codec::{BlockRecord, Decoder, Encoder, RecordBlock, RecordRef};
 use crate::error::Error;
 use crate::schema::{TableId, TableSchema};

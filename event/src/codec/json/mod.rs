@@ -61,7 +61,7 @@ pub(crate) mod scan;
 pub(crate) mod text;
 
 #[cfg(test)]
-pub(in crate::codec) mod tests;
+mod tests;
 
 pub use decode::JsonDecoder;
 pub use encode::JsonEncoder;

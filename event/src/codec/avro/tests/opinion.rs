@@ -14,8 +14,8 @@ use super::{Registry, decoder, encoded};
 use crate::batch::{ChangeBatch, MetaRow, Op};
 use crate::codec::Decoder;
 use crate::codec::json::UNAVAILABLE;
-use crate::codec::json::tests::{any_batch, meta, record, row, rows, schema};
 use crate::codec::registry::SchemaRegistry;
+use crate::codec::samples::{any_batch, meta, record, row, rows, schema};
 use crate::schema::{TableId, TableKind, TableSchema};
 use crate::types::LogicalType;
 
