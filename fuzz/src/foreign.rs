@@ -33,14 +33,18 @@ pub fn recorded() -> Vec<Recorded> {
 pub fn run(real: &[Recorded], input: &[u8]) {
     let Some((first, input)) = input.split_first() else { return };
     let Some((second, input)) = input.split_first() else { return };
-    let Some((topic, key, value)) = real.get((usize::from(*first) << 8 | usize::from(*second)) % real.len()) else { return };
+    let Some((topic, key, value)) = real.get((usize::from(*first) << 8 | usize::from(*second)) % real.len()) else {
+        return;
+    };
     let mut damaged = [key.clone(), value.clone()];
     if *first == 255 {
         let (key, value) = input.split_at(input.len().min(usize::from(*second)));
         damaged = [Some(key.to_vec()), Some(value.to_vec())];
     } else {
         for edit in input.chunks_exact(4) {
-            let Some(bytes) = damaged[usize::from(edit[0] & 1)].as_mut().filter(|bytes| !bytes.is_empty()) else { continue };
+            let Some(bytes) = damaged[usize::from(edit[0] & 1)].as_mut().filter(|bytes| !bytes.is_empty()) else {
+                continue;
+            };
             let at = usize::from(u16::from_le_bytes([edit[1], edit[2]])) % bytes.len();
             let at = if edit[0] & 2 == 0 { at } else { bytes.len() - 1 - at };
             match edit[0] >> 2 & 3 {
