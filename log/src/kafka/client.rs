@@ -22,6 +22,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long, and how often, a partition is asked for that has no leader: one of a topic just made, or whose broker starts.
 const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 const LEADER_WAIT: Duration = Duration::from_millis(100);
+/// How often metadata is asked for when there is no answer and no connection said why.
+const UNEXPLAINED_TRIES: u32 = 3;
 
 /// More than the connections say while one question runs out of time.
 const EVENTS_OF_A_FAILURE: usize = 1000;
@@ -161,9 +163,24 @@ impl Client {
 
     /// Asks for all topics: asking for one by name creates it on brokers that create topics on demand.
     fn found(&self, wanted: &impl Fn(&str) -> bool) -> Result<Vec<Found>> {
-        let metadata = self.observer.fetch_metadata(None, REQUEST_TIMEOUT);
-        self.serve(&metadata);
-        let metadata = metadata.map_err(|e| error::classify(e, self.doing("reading the topics' metadata")))?;
+        let mut asked = 0;
+        let metadata = loop {
+            let answer = self.observer.fetch_metadata(None, REQUEST_TIMEOUT);
+            self.serve(&answer);
+            asked += 1;
+            match answer {
+                Ok(metadata) => break metadata,
+                Err(error) => {
+                    let doing = self.doing("reading the topics' metadata");
+                    // Brokers that cannot be reached are told of. No answer and no reason is one that is very busy.
+                    let unexplained = doing.cause.is_none();
+                    let error = error::classify(error, doing);
+                    if asked == UNEXPLAINED_TRIES || !unexplained || !error.is_retryable() {
+                        return Err(error);
+                    }
+                }
+            }
+        };
         let topics = metadata.topics().iter().filter(|topic| wanted(topic.name())).map(|topic| {
             let partitions = topic.error().is_none().then(|| {
                 let mut partitions: Vec<_> = topic.partitions().iter().map(|p| (p.id(), p.leader() >= 0)).collect();
