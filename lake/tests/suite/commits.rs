@@ -1,6 +1,7 @@
 //! Snapshots: rows appear, change and go; two writers never both win.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 use iceberg::spec::{ManifestContentType, ManifestList, Operation, PrimitiveType, Type};
@@ -115,11 +116,14 @@ async fn race(fresh: Fresh) {
     let id = ident("users", "people");
     create(&fresh.lake, &id, &people()).await;
     let mut writers = tokio::task::JoinSet::new();
+    // All begin with the same table, of which one can win.
+    let loaded = Arc::new(tokio::sync::Barrier::new(WRITERS as usize));
     for writer in 0..WRITERS {
-        let (lake, id) = (fresh.reopen().await, id.clone());
+        let (lake, id, loaded) = (fresh.reopen().await, id.clone(), loaded.clone());
         writers.spawn(async move {
             let mut conflicts = 0;
             let mut table = lake.load(&id).await.unwrap().unwrap();
+            loaded.wait().await;
             for commit in 0..COMMITS {
                 let files = write_people(&lake, &table, &[(writer * COMMITS + commit, "x")]).await;
                 loop {
