@@ -1,17 +1,18 @@
 //! What a change costs in each codec: `rows made here -> ChangeBatches -> encode -> records -> decode -> ChangeBatches`, beside
 //! what stock parts need for the same: Arrow's own IPC writer and reader on the same batches, arrow-json on the same text.
 //!
-//! CPU time of this thread, nothing else runs in it; the best of some rounds, for the machine may be busy. One line of JSON on
-//! stdout, for bench/run.py.
+//! CPU time of this thread, nothing else runs in it; the least of some rounds, in each of which everything is measured, for the
+//! machine's speed changes with its neighbours. One line of JSON on stdout, for bench/run.py.
 //!
-//!   cargo bench --workspace --bench codecs -- [--changes N] [--rounds N]
+//!   cargo bench -p lakeward-event --bench codecs -- [--changes N] [--rounds N]
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, StructArray, new_null_array};
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, StructArray, new_null_array};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::ipc::CompressionType;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
@@ -33,46 +34,45 @@ fn main() {
         let at = arguments.iter().position(|a| a == name);
         at.map_or(default, |at| arguments[at + 1].parse().unwrap_or_else(|_| panic!("{name} wants a number")))
     };
-    let (changes, rounds) = (number("--changes", 1_000_000), number("--rounds", 3));
+    let (changes, rounds) = (number("--changes", 1_000_000), number("--rounds", 5));
     let schema = changes::table("users");
     let batches = changes::batches(&schema, changes);
     let memory: usize = batches.iter().map(|b| b.record_batch().get_array_memory_size()).sum();
 
-    let mut results = serde_json::Map::new();
-    let mut note = |name: &str, (seconds, bytes): (f64, usize)| {
-        let of = serde_json::json!({ "us_per_change": seconds * 1e6 / changes as f64, "bytes_per_change": bytes as f64 / changes as f64 });
-        results.insert(name.into(), of);
-    };
     let registry = Arc::<Registry>::default();
-    let encoders: [(&str, Box<dyn Encoder>); 3] = [
+    let mut encoders: [(&str, Box<dyn Encoder>); 3] = [
         ("json", Box::<JsonEncoder>::default()),
         ("avro", Box::new(AvroEncoder::new(registry.clone()))),
         ("arrow", Box::new(ArrowEncoder::new().unwrap())),
     ];
-    let mut text = Vec::new();
-    for (name, mut encoder) in encoders {
-        let mut blocks: Vec<RecordBlock> = Vec::new();
-        let encoded = best(rounds, || {
-            blocks.clear();
-            for batch in &batches {
-                let mut block = RecordBlock::default();
-                encoder.encode(batch, PARTITIONS, &mut block).unwrap();
-                blocks.push(block);
-            }
-            blocks.iter().map(RecordBlock::bytes).sum()
-        });
-        note(&format!("{name}_encode"), encoded);
-        note(&format!("{name}_decode"), best(rounds, || decode(&schema, &registry, &blocks, changes)));
-        if name == "json" {
-            text = blocks;
-        }
-    }
+    // What is read, by codec.
+    let blocks = encoders.each_mut().map(|(_, encoder)| {
+        let blocks = batches.iter().map(|batch| encoded(encoder.as_mut(), batch));
+        blocks.collect::<Vec<_>>()
+    });
     let mut stream = Vec::new();
-    note("ipc_encode", best(rounds, || ipc_encode(&batches, &mut stream)));
-    note("ipc_decode", best(rounds, || ipc_decode(&stream, changes)));
     let envelopes: Vec<RecordBatch> = batches.iter().map(envelope).collect();
-    note("arrow_json_encode", best(rounds, || json_encode(&envelopes)));
-    note("arrow_json_decode", best(rounds, || json_decode(&envelopes[0].schema(), &text, changes)));
+    let mut least: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+    for _ in 0..rounds.max(1) {
+        let mut time = |name: String, work: &mut dyn FnMut() -> usize| {
+            let begun = cpu();
+            let bytes = black_box(work());
+            let seconds = cpu() - begun;
+            let of = least.entry(name).or_insert((seconds, bytes));
+            of.0 = of.0.min(seconds);
+        };
+        for ((name, encoder), blocks) in encoders.iter_mut().zip(&blocks) {
+            let mut all = || batches.iter().map(|batch| black_box(encoded(encoder.as_mut(), batch)).bytes()).sum();
+            time(format!("{name}_encode"), &mut all);
+            time(format!("{name}_decode"), &mut || decode(&schema, &registry, blocks, changes));
+        }
+        time("ipc_encode".into(), &mut || ipc_encode(&batches, &mut stream));
+        time("ipc_decode".into(), &mut || ipc_decode(&stream, changes));
+        time("arrow_json_encode".into(), &mut || json_encode(&envelopes));
+        time("arrow_json_decode".into(), &mut || json_decode(&envelopes[0].schema(), &blocks[0], changes));
+    }
+    let per_change = |(seconds, bytes): (f64, usize)| serde_json::json!({ "us_per_change": seconds * 1e6 / changes as f64, "bytes_per_change": bytes as f64 / changes as f64 });
+    let results: serde_json::Map<_, _> = least.into_iter().map(|(name, least)| (name, per_change(least))).collect();
     let answer = serde_json::json!({
         "changes": changes, "bytes_per_change": memory as f64 / changes as f64, "partitions": PARTITIONS, "batch": BATCH,
         "rounds": rounds, "results": results,
@@ -87,13 +87,10 @@ fn cpu() -> f64 {
     nanoseconds as f64 / 1e9
 }
 
-/// The least CPU time of the rounds, and what the work answered.
-fn best(rounds: usize, mut work: impl FnMut() -> usize) -> (f64, usize) {
-    (0..rounds.max(1)).fold((f64::MAX, 0), |(least, _), _| {
-        let begun = cpu();
-        let answer = black_box(work());
-        (least.min(cpu() - begun), answer)
-    })
+fn encoded(encoder: &mut dyn Encoder, batch: &ChangeBatch) -> RecordBlock {
+    let mut block = RecordBlock::default();
+    encoder.encode(batch, PARTITIONS, &mut block).unwrap();
+    block
 }
 
 fn decode(schema: &Arc<TableSchema>, registry: &Arc<Registry>, blocks: &[RecordBlock], changes: usize) -> usize {
@@ -134,6 +131,20 @@ fn ipc_decode(stream: &[u8], changes: usize) -> usize {
     stream.len()
 }
 
+/// Moments with the offset of UTC instead of its name, which arrow-json knows in some builds only.
+fn with_offset(rows: &StructArray) -> StructArray {
+    let column = |column: &ArrayRef| -> ArrayRef {
+        match column.as_primitive_opt::<TimestampMicrosecondType>() {
+            Some(moments) => Arc::new(moments.clone().with_timezone("+00:00")),
+            None => column.clone(),
+        }
+    };
+    let columns: Vec<ArrayRef> = rows.columns().iter().map(column).collect();
+    let named = rows.fields().iter().zip(&columns);
+    let fields = named.map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true)).collect();
+    StructArray::new(fields, columns, rows.nulls().cloned())
+}
+
 /// The same changes as a batch of Debezium's envelope, for arrow-json.
 fn envelope(batch: &ChangeBatch) -> RecordBatch {
     let rows = batch.num_rows();
@@ -160,8 +171,8 @@ fn envelope(batch: &ChangeBatch) -> RecordBatch {
     let source = StructArray::new(fields, columns, None);
     let op = |row: usize| char::from(batch.ops()[row]).to_string();
     let (fields, columns) = of(vec![
-        ("before", new_null_array(batch.before().data_type(), rows)),
-        ("after", Arc::new(batch.after().clone())),
+        ("before", new_null_array(with_offset(batch.before()).data_type(), rows)),
+        ("after", Arc::new(with_offset(batch.after()))),
         ("source", Arc::new(source)),
         ("transaction", new_null_array(&DataType::Utf8, rows)),
         ("op", Arc::new(StringArray::from_iter_values((0..rows).map(op)))),
