@@ -114,6 +114,7 @@ impl SinkTable {
             ident,
             shared,
         };
+        metrics::gauge!("lakeward_sink_table_stopped", "table" => this.name()).set(0.0);
         if let Some(table) = this.shared.lake.load(&this.ident).await? {
             this.committed = committed_of(&table)?;
             this.take(table)?;
