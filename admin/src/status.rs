@@ -107,10 +107,9 @@ pub async fn status(config: &Config) -> Status {
             None
         }
     };
-    let (lake, sources) = tokio::join!(
-        in_time("catalog and warehouse", look_at_lake(config)),
-        futures::future::join_all(config.sources.iter().map(|source| look_at_source(source, log.as_ref())))
-    );
+    // The lake before the log: it follows the log, so what was looked at in this order is never shown ahead of it.
+    let lake = in_time("catalog and warehouse", look_at_lake(config)).await;
+    let sources = futures::future::join_all(config.sources.iter().map(|source| look_at_source(source, log.as_ref()))).await;
     let mut newest = HashMap::new();
     match lake {
         Ok(lake) => {

@@ -16,8 +16,11 @@ registry_install() {
 }
 
 registry_fill() {
-  mvn -q -B -ntp -U org.apache.maven.plugins:maven-dependency-plugin:3.8.1:unpack \
-    "-Dartifact=io.apicurio:apicurio-registry-app:$REGISTRY_VERSION:tar.gz:all" "-DoutputDirectory=$1"
+  # Without a project the plugin leaves its markers in a folder of the working directory: let that be the one that is filled.
+  (cd "$1" && mvn -q -B -ntp -U org.apache.maven.plugins:maven-dependency-plugin:3.8.1:unpack \
+    "-Dartifact=io.apicurio:apicurio-registry-app:$REGISTRY_VERSION:tar.gz:all" "-DoutputDirectory=$1")
+  # shellcheck disable=SC2016  # that folder's very name
+  rm -rf "$1/"'${project.basedir}'
   [ -e "$1/apicurio-registry-app-$REGISTRY_VERSION-runner.jar" ]
 }
 
