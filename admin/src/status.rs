@@ -19,7 +19,7 @@ use crate::check::now;
 use crate::verify::moment;
 
 /// What has not answered by then is shown as away.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Everything at one look. Times are microseconds since 1970, ages microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -109,7 +109,8 @@ pub async fn status(config: &Config) -> Status {
     };
     // The lake before the log: it follows the log, so what was looked at in this order is never shown ahead of it.
     let lake = in_time("catalog and warehouse", look_at_lake(config)).await;
-    let sources = futures::future::join_all(config.sources.iter().map(|source| look_at_source(source, log.as_ref()))).await;
+    let sources =
+        futures::future::join_all(config.sources.iter().map(|source| look_at_source(source, log.as_ref()))).await;
     let mut newest = HashMap::new();
     match lake {
         Ok(lake) => {

@@ -7,7 +7,7 @@ mod harness;
 
 use std::collections::BTreeMap;
 
-use harness::{Bench, Change, change, delete, insert, read, truncate, update};
+use harness::{Bench, Change, PATIENCE, change, delete, insert, read, truncate, update};
 
 type Model = BTreeMap<i64, (Option<String>, Option<String>)>;
 
@@ -142,7 +142,7 @@ async fn a_second_sink_stops() {
         bench.publish(&[insert(10 + round, "r", "R"), update(1, "again", None)]).await;
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     }
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+    let ended = tokio::time::timeout(PATIENCE, async {
         tokio::select! { e = first.ended() => e, e = second.ended() => e }
     })
     .await

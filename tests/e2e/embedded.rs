@@ -1,6 +1,6 @@
 //! Nothing but the databases: log, catalog and warehouse in `state_dir`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mongodb::bson::doc;
 use rand::Rng;
@@ -135,9 +135,7 @@ fn the_log_is_emptied_as_the_lake_takes_it() {
     running.stop();
     assert!(size() < 40, "{} MiB are left", size());
     // A sink that begins anew goes on where the lake is.
-    let begun = Instant::now();
     lake.catch_up();
-    assert!(begun.elapsed() < Duration::from_secs(60));
     assert_eq!(lake.value(&format!("select count(*) from {}.quiet", users.name)), json!(1));
 }
 

@@ -71,13 +71,24 @@ async fn hang_commits(server: &TestServer, hang: bool) {
     admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     // The checkpointer tells the others; a new connection may be ahead of it.
     until("the setting is in force", async || {
-        let admin = crate::harness::client(&server.url).await;
-        let probe = admin.batch_execute("SELECT pg_logical_emit_message(true, 'probe', 'written')");
+        let probing = crate::harness::client(&server.url).await;
+        let pid: i32 = probing.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        let probe = probing.batch_execute("SELECT pg_logical_emit_message(true, 'probe', 'written')");
+        let waits = until("the probe waits for a standby", async || {
+            let waits = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1";
+            admin.query_one(waits, &[&pid]).await.unwrap().get::<_, Option<bool>>(0) == Some(true)
+        });
         tokio::pin!(probe);
-        let hangs = tokio::time::timeout(Duration::from_millis(100), &mut probe).await.is_err();
+        let hangs = tokio::select! {
+            answer = &mut probe => {
+                answer.unwrap();
+                false
+            }
+            () = waits => true,
+        };
         if hangs {
             // Ends its wait: a transaction that goes on hanging would be one more to wait for.
-            admin.cancel_token().cancel_query(tokio_postgres::NoTls).await.unwrap();
+            probing.cancel_token().cancel_query(tokio_postgres::NoTls).await.unwrap();
             let _ = probe.await;
         }
         hang == hangs

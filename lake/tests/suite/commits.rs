@@ -201,7 +201,7 @@ async fn many(fresh: Fresh) {
     let table = row_delta(lake, &table, &[0], &[]).await;
     assert_eq!(people_of(lake, &table).await.len() as i64, COMMITS - 1);
     // Old metadata files go, in the background.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
     loop {
         let files = lake.storage().list(&format!("{}/metadata", table.location())).await.unwrap();
         let metadata = files.iter().filter(|f| f.ends_with(".metadata.json")).count();

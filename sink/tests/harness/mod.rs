@@ -27,6 +27,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// Nothing takes longer, unless something hangs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 /// One change of the table `id, v, big`.
 #[derive(Debug, Clone, Default)]
 pub struct Change {
@@ -338,7 +341,7 @@ impl Bench {
         let options = lakeward_sink::Options { tables: None, until: Some(until) };
         let config = self.config("state");
         let run = lakeward_sink::run(&config, self.lake.clone(), self.log.clone(), options, CancellationToken::new());
-        tokio::time::timeout(Duration::from_secs(60), run).await.expect("the sink catches up").unwrap();
+        tokio::time::timeout(PATIENCE, run).await.expect("the sink catches up").unwrap();
     }
 
     /// Starts a sink with a state directory of this name.

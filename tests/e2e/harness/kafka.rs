@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{PATIENCE, block_on};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();

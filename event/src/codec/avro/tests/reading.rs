@@ -269,7 +269,8 @@ fn nothing_grows_out_of_proportion() {
         };
         let begun = std::time::Instant::now();
         let error = decoder.push(&at).unwrap_err().to_string();
-        assert!(begun.elapsed().as_secs() < 5, "{error}");
+        // What goes through billions of empty items takes minutes.
+        assert!(begun.elapsed().as_secs() < 60, "{error}");
         assert_eq!(decoder.rows(), 0);
         error
     };
