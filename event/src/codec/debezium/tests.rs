@@ -387,6 +387,12 @@ fn unwrapped_documents_are_documents() {
         let delete = batch.ops().iter().position(|op| *op == Op::Delete as u8).unwrap();
         assert_eq!(batch.before().column(0).as_string::<i32>().value(delete), r#"{"$numberInt":"4"}"#);
     }
+    // An update of a document that is gone by then, as 2.1 says it.
+    let mut decoder = decoder("p.store.people", UNAVAILABLE);
+    for row in [r#"{"_id":1,"n":1,"__deleted":false,"__op":"r"}"#, r#"{"__deleted":true,"__op":"u"}"#] {
+        push(&mut decoder, Some(r#"{"id":1}"#), Some(row)).unwrap();
+    }
+    assert_eq!(decoder.flush().unwrap()[0].ops(), b"rd");
 }
 
 /// Damages a record; whatever comes of it, the decoder goes on, and what it gives back is sound.
