@@ -313,15 +313,12 @@ fn assert_letters((lake, name): &(Lakeward, String), expected: &[(&str, i64, Opt
     let letters = lake.sql(&format!(
         "select \"table\", \"column\", payload, \"offset\" from lakeward.dead_letters where source = '{name}' order by 1, 4, 2"
     ));
-    let found: Vec<_> = letters
-        .iter()
-        .map(|l| (l["table"].as_str().unwrap().to_owned(), l["offset"].as_i64().unwrap(), l["payload"].as_str()))
-        .collect();
-    let matches = |(found, expected): (&(String, i64, Option<&str>), &(&str, i64, Option<&str>))| {
-        let is_text = expected.2.is_none_or(|text| found.2 == Some(text));
-        found.0 == format!("{name}.{}", expected.0) && found.1 == expected.1 && is_text
-    };
-    assert!(found.len() == expected.len() && found.iter().zip(expected).all(matches), "{found:?}");
+    assert_eq!(letters.len(), expected.len(), "{letters:?}");
+    for (letter, (table, offset, payload)) in letters.iter().zip(expected) {
+        let place = (json!(format!("{name}.{table}")), json!(offset));
+        assert_eq!((&letter["table"], &letter["offset"]), (&place.0, &place.1), "{letters:?}");
+        assert!(payload.is_none_or(|payload| letter["payload"] == payload), "{letter} for {payload:?}");
+    }
 }
 
 /// Beyond 64 bits of microseconds, as a snapshot has it and as the stream has it.
