@@ -10,22 +10,36 @@ use lakeward_event::codec::{Decoder, RecordRef};
 /// Topic, key, value.
 pub type Recorded = (String, Option<Vec<u8>>, Option<Vec<u8>>);
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     include_str!("../../event/tests/golden/debezium/pg-other-modes.ndjson"),
     include_str!("../../event/tests/golden/debezium/pg-unwrapped.ndjson"),
     include_str!("../../event/tests/golden/debezium/mongo-update-description.ndjson"),
     include_str!("../../event/tests/golden/debezium/mongo-pre-image.ndjson"),
+    include_str!("../../event/tests/golden/debezium/2.1/pg-default-schema.ndjson"),
+    include_str!("../../event/tests/golden/debezium/2.7/mongo-unwrapped.ndjson"),
 ];
 
-/// The golden records of the smaller files.
+/// The golden records of the smaller files. A schema stands in a line of its own, before the records that have it.
 pub fn recorded() -> Vec<Recorded> {
-    let lines = FILES.iter().flat_map(|file| file.lines());
-    let records = lines.map(|line| {
-        let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
-        let bytes = |name: &str| line[name].as_str().map(|text| text.as_bytes().to_vec());
-        (line["topic"].as_str().unwrap_or_default().to_owned(), bytes("key"), bytes("value"))
-    });
-    records.collect()
+    let mut records = Vec::new();
+    for file in FILES {
+        let mut schemas = Vec::new();
+        for line in file.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            if let Some(schema) = line["text"].as_str() {
+                schemas.push(schema.to_owned());
+                continue;
+            }
+            let part = |name: &str| {
+                let text = line[name].as_str()?;
+                let schema = line[format!("{name}_schema")].as_u64().and_then(|of| schemas.get(of as usize));
+                let whole = schema.map(|schema| format!("{{\"schema\":{schema},\"payload\":{text}}}"));
+                Some(whole.unwrap_or_else(|| text.to_owned()).into_bytes())
+            };
+            records.push((line["topic"].as_str().unwrap_or_default().to_owned(), part("key"), part("value")));
+        }
+    }
+    records
 }
 
 /// One input: which record, and edits of it (part, place from the front or the end, new value); a record of nothing but input

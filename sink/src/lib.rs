@@ -49,7 +49,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use commit::{CHECKPOINT, Committed, OFFSETS, WATERMARK, committed_of};
 use consumer::{Sink, Worker};
-pub use foreign::topic_filter;
+pub use foreign::{known as known_table, table_by_name, topic_filter};
 use retention::Held;
 use table::Shared;
 pub use table::source_of;

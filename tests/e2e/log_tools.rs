@@ -1,12 +1,12 @@
 //! What people look into the log with, `topics` and `tail`, on both logs; and the warning before the log drops what is unread.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use mongodb::bson::doc;
 use serde_json::{Value, json};
 
-use crate::harness::{Lakeward, Mongo, Pipeline, Postgres, Servers, set_topic, wait_for, wait_until};
+use crate::harness::{Lakeward, Mongo, Pipeline, Postgres, Servers, Tail, set_topic, wait_for, wait_until};
 
 fn topics(lake: &Lakeward) -> Value {
     let output = lake.call(&["topics", "--format", "json"]);
@@ -61,54 +61,6 @@ fn topics_show_what_is_unread_on_kafka() {
 #[test]
 fn topics_show_what_is_unread_in_the_embedded_log() {
     what_is_unread_is_shown(Pipeline::new().embedded(), &json!({ "until": "held" }));
-}
-
-/// A running `lakeward tail`, its lines as they come.
-struct Tail {
-    child: Child,
-    /// None: nobody reads any more.
-    lines: Option<BufReader<std::process::ChildStdout>>,
-}
-
-impl Tail {
-    fn start(lake: &Lakeward, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lakeward"))
-            .arg("--config")
-            .arg(lake.config())
-            .arg("tail")
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = child.stdout.take().map(BufReader::new);
-        Self { child, lines }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.as_mut().unwrap().read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn json(&mut self) -> Value {
-        let line = self.line();
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
-    }
-
-    /// Ends by itself, with 0.
-    fn ends(mut self) -> Vec<String> {
-        let rest = self.lines.take().unwrap().lines().map(Result::unwrap).collect();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0));
-        rest
-    }
-}
-
-impl Drop for Tail {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn changes_are_shown_as_they_come(pipeline: Pipeline, keeps: bool) {

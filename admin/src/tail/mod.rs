@@ -1,23 +1,31 @@
-//! `lakeward tail`: a table's changes as they come, whatever codec wrote them. `log -> AnyDecoder -> lines`.
+//! `lakeward tail`: a table's changes as they come, whatever codec wrote them, ours or a Debezium. `log -> decoder -> lines`.
 //!
-//! Follows the source's checkpoints as the sink does, so that nothing is shown that was not committed, and takes no lock.
+//! Follows the source's checkpoints as the sink does, or the ends of a topic that a Debezium writes, so that nothing is shown that
+//! was not committed, and takes no lock.
 //!
 //! # Layout
-//! - this file: which table, and reading on
+//! - this file: reading on
+//! - [`find`]: which table is meant
+//! - [`decoder`]: who reads its records
 //! - [`line`]: a change as text or JSON
 //! - [`printing`]: records to lines, in the order of the source
 
+mod decoder;
+mod find;
 mod line;
 mod printing;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
-use lakeward_event::{Ends, TableId, TableSchema, names};
-use lakeward_log::Log;
-use lakeward_runtime::config::{Config, SourceKind};
-use lakeward_runtime::{Error, Result};
+use lakeward_event::codec::debezium::KnownTable;
+use lakeward_event::{Ends, TableSchema};
+use lakeward_log::{Log, RecordReader};
+use lakeward_runtime::Result;
+use lakeward_runtime::config::{Config, SourceConfig};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::printing::{Printing, Visitor};
@@ -41,11 +49,36 @@ pub struct Options {
     pub exit_at_end: bool,
 }
 
-/// A table of the log, by the names that people have for it.
+/// How often the ends of a topic that a Debezium writes are asked for: nobody tells of them.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// A table of the log.
 struct Found {
-    source: String,
+    source: SourceConfig,
     topic: String,
-    versions: Vec<Arc<TableSchema>>,
+    writer: Writer,
+}
+
+/// Who writes the table's topic.
+enum Writer {
+    /// A connector of ours, and the versions of the table's schema so far.
+    Lakeward(Vec<Arc<TableSchema>>),
+    /// A Debezium, and what the lake knows of the table, if it has it.
+    Debezium(Option<KnownTable>),
+}
+
+impl Found {
+    /// First and end offset of each partition.
+    async fn bounds(&self, log: &dyn Log) -> Result<BTreeMap<i32, (i64, i64)>> {
+        let mut bounds = match &self.writer {
+            Writer::Lakeward(_) => log.bounds(&self.source.name).await?,
+            Writer::Debezium(_) => {
+                let wanted = self.topic.clone();
+                log.foreign_bounds(Arc::new(move |topic| topic == wanted)).await?
+            }
+        };
+        Ok(bounds.remove(&self.topic).unwrap_or_default())
+    }
 }
 
 /// Writes the changes of `table` (its topic, its name in SQL, or `schema.table` where one source has it) to `out` until `stop`, or as the
@@ -58,14 +91,18 @@ pub async fn tail(
     stop: &CancellationToken,
 ) -> Result<()> {
     let log = lakeward_log::open(&config.log, &config.name)?;
-    let found = find(config, log.as_ref(), table).await?;
-    let last = log.last_checkpoint(&found.source).await?;
-    let bounds = log.bounds(&found.source).await?.remove(&found.topic).unwrap_or_default();
+    let found = find::table(config, log.as_ref(), table).await?;
+    let last = match &found.writer {
+        Writer::Lakeward(_) => log.last_checkpoint(&found.source.name).await?,
+        Writer::Debezium(_) => None,
+    };
+    let bounds = found.bounds(log.as_ref()).await?;
     let begin = |(partition, (first, end)): (&i32, &(i64, i64))| {
         (*partition, if options.from_beginning { *first } else { *end })
     };
     let registry = lakeward_log::registry::open(config.registry.as_ref())?;
-    let printing = Printing::new(log.clone(), registry, &found, options, bounds.iter().map(begin).collect(), out)?;
+    let decoder = decoder::decoder(log.clone(), registry, &found)?;
+    let printing = Printing::new(found.topic.clone(), decoder, options, bounds.iter().map(begin).collect(), out);
     let mut reading = Reading { log: log.clone(), found, printing };
     let work = async {
         let ends = bounds.iter().map(|(partition, (_, end))| (*partition, *end)).collect();
@@ -74,14 +111,10 @@ pub async fn tail(
         if options.exit_at_end || reading.printing.is_done() {
             return Ok(());
         }
-        let mut checkpoints = log.checkpoints(&reading.found.source, last.map(|last| last.id)).await?;
-        while !reading.printing.is_done() {
-            let mut checkpoint = checkpoints.next().await?;
-            if let Some(ends) = checkpoint.ends.remove(&reading.found.topic) {
-                reading.read(&mut reader, ends).await?;
-            }
+        match reading.found.writer {
+            Writer::Lakeward(_) => reading.follow_checkpoints(&mut reader, last.map(|last| last.id)).await,
+            Writer::Debezium(_) => reading.follow_ends(&mut reader).await,
         }
-        Ok(())
     };
     tokio::select! {
         biased;
@@ -97,9 +130,31 @@ struct Reading {
 }
 
 impl Reading {
+    /// Shows what each checkpoint above `after` commits, until nothing more is to be printed.
+    async fn follow_checkpoints(&mut self, reader: &mut Box<dyn RecordReader>, after: Option<i64>) -> Result<()> {
+        let mut checkpoints = self.log.checkpoints(&self.found.source.name, after).await?;
+        while !self.printing.is_done() {
+            let mut checkpoint = checkpoints.next().await?;
+            if let Some(ends) = checkpoint.ends.remove(&self.found.topic) {
+                self.read(reader, ends).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what is added to the topic, until nothing more is to be printed.
+    async fn follow_ends(&mut self, reader: &mut Box<dyn RecordReader>) -> Result<()> {
+        while !self.printing.is_done() {
+            sleep(LOOK).await;
+            let bounds = self.found.bounds(self.log.as_ref()).await?;
+            self.read(reader, bounds.into_iter().map(|(partition, (_, end))| (partition, end)).collect()).await?;
+        }
+        Ok(())
+    }
+
     /// A reader of every partition that is known, from where it is.
-    async fn reader(&self) -> Result<Box<dyn lakeward_log::RecordReader>> {
-        let mut reader = self.log.records(&self.found.source).await?;
+    async fn reader(&self) -> Result<Box<dyn RecordReader>> {
+        let mut reader = self.log.records(&self.found.source.name).await?;
         for (partition, position) in self.printing.positions() {
             reader.assign(&self.found.topic, partition, position).await?;
         }
@@ -107,7 +162,7 @@ impl Reading {
     }
 
     /// Shows everything up to these ends.
-    async fn read(&mut self, reader: &mut Box<dyn lakeward_log::RecordReader>, ends: BTreeMap<i32, i64>) -> Result<()> {
+    async fn read(&mut self, reader: &mut Box<dyn RecordReader>, ends: BTreeMap<i32, i64>) -> Result<()> {
         loop {
             let mut ahead = BTreeMap::new();
             for (&partition, &end) in &ends {
@@ -148,7 +203,7 @@ impl Reading {
     /// Goes on at the log's beginning where records went before they were read; false: none did. The embedded log drops what
     /// the lake holds, and whoever reads slowly misses it.
     async fn skip_what_is_gone(&mut self) -> Result<bool> {
-        let bounds = self.log.bounds(&self.found.source).await?.remove(&self.found.topic).unwrap_or_default();
+        let bounds = self.found.bounds(self.log.as_ref()).await?;
         let mut gone = false;
         for (partition, (first, _)) in bounds {
             if let Some(position) = self.printing.position(partition).filter(|position| *position < first) {
@@ -165,37 +220,4 @@ impl Reading {
         }
         Ok(gone)
     }
-}
-
-/// The table of this name, of whichever source.
-async fn find(config: &Config, log: &dyn Log, table: &str) -> Result<Found> {
-    let mut tables: BTreeMap<TableId, (Vec<String>, Vec<Arc<TableSchema>>)> = BTreeMap::new();
-    for source in config.sources.iter().filter(|source| source.kind != SourceKind::Debezium) {
-        for schema in log.schemas(&source.name).await? {
-            let id = &schema.table;
-            let known = tables.entry(id.clone()).or_insert_with(|| {
-                let in_sql = format!("{}.{}", names::namespace(id, &source.default_schema), id.name);
-                (vec![in_sql, names::topic(id), format!("{}.{id}", id.source), id.to_string()], Vec::new())
-            });
-            known.1.push(schema);
-        }
-    }
-    if tables.is_empty() {
-        return Err(Error::configuration(format!(
-            "there is no table `{table}`: the log has none at all yet; has `lakeward run` been started?"
-        )));
-    }
-    // Names that tell one table come first; `schema.table` may be that of several sources.
-    for kind in 0..4 {
-        let mut named: Vec<_> =
-            tables.iter().filter(|(_, (names, _))| names.get(kind).is_some_and(|n| n == table)).collect();
-        if let (Some((id, (_, versions))), true) = (named.pop(), named.is_empty()) {
-            return Ok(Found { source: id.source.clone(), topic: names::topic(id), versions: versions.clone() });
-        }
-    }
-    let names = || tables.values().flat_map(|(names, _)| names);
-    let likeness = |name: &&String| strsim::jaro_winkler(name, table);
-    let nearest = names().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let hint = nearest.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
-    Err(Error::configuration(format!("the log has no table `{table}`, or several{hint}")))
 }

@@ -2,21 +2,18 @@
 //!
 //! What is read in one go is put in the order of `sequence`: the partitions of a table come one after the other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lakeward_event::codec::any::AnyDecoder;
-use lakeward_event::codec::registry::SchemaRegistry;
-use lakeward_event::codec::{Decoder as _, RecordRef};
-use lakeward_event::{ChangeBatch, Op, TableSchema};
-use lakeward_log::{Log, RecordVisitor};
+use lakeward_event::codec::{Decoder, RecordRef};
+use lakeward_event::{ChangeBatch, Op};
+use lakeward_log::RecordVisitor;
 use lakeward_runtime::{Error, Result};
-use tokio::runtime::Handle;
 
 use super::line::{self, Place};
-use super::{Form, Found, Options};
+use super::{Form, Options};
 
 /// Changes decoded together, at most.
 const AT_ONCE: usize = 4096;
@@ -28,7 +25,7 @@ pub struct Printing(Arc<Mutex<State>>);
 struct State {
     topic: String,
     form: Form,
-    decoder: AnyDecoder,
+    decoder: Box<dyn Decoder>,
     /// Partition and offset of each record taken since the last flush, with the number of rows after it.
     taken: Vec<(usize, i32, i64)>,
     /// Everything below is printed, or taken.
@@ -36,60 +33,25 @@ struct State {
     out: Box<dyn Write + Send>,
     /// Changes to go.
     left: u64,
-    /// A truncate is in every partition; it is shown once.
+    /// A truncate of ours is in every partition; it is shown once.
     last_truncate: Option<u64>,
     done: bool,
     /// What went wrong on the reading thread.
     failure: Option<Error>,
 }
 
-/// Schema versions, read again when one is unknown.
-struct Schemas {
-    log: Arc<dyn Log>,
-    source: String,
-    topic: String,
-    known: Mutex<HashMap<u32, Arc<TableSchema>>>,
-    handle: Handle,
-}
-
-impl Schemas {
-    /// On a thread that may block.
-    fn find(&self, version: u32) -> Option<Arc<TableSchema>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.contains_key(&version) {
-            match self.handle.block_on(self.log.schemas(&self.source)) {
-                Ok(all) => {
-                    let ours = all.into_iter().filter(|s| lakeward_event::names::topic(&s.table) == self.topic);
-                    known.extend(ours.map(|schema| (schema.version, schema)));
-                }
-                Err(error) => tracing::warn!(error = %error, topic = self.topic, "cannot read the table's schemas"),
-            }
-        }
-        known.get(&version).cloned()
-    }
-}
-
 impl Printing {
+    /// Prints what `decoder` reads of `topic`, from these positions on.
     pub fn new(
-        log: Arc<dyn Log>,
-        registry: Arc<dyn SchemaRegistry>,
-        found: &Found,
+        topic: String,
+        decoder: Box<dyn Decoder>,
         options: Options,
         positions: BTreeMap<i32, i64>,
         out: Box<dyn Write + Send>,
-    ) -> Result<Self> {
-        let schemas = Schemas {
-            log,
-            source: found.source.clone(),
-            topic: found.topic.clone(),
-            known: Mutex::new(found.versions.iter().map(|schema| (schema.version, schema.clone())).collect()),
-            handle: Handle::current(),
-        };
-        let decoder = AnyDecoder::new(Arc::new(move |version| schemas.find(version)), Some(registry))
-            .map_err(|e| Error::bug("the decoder cannot start").source(e))?;
+    ) -> Self {
         let left = options.limit.unwrap_or(u64::MAX);
-        Ok(Self(Arc::new(Mutex::new(State {
-            topic: found.topic.clone(),
+        Self(Arc::new(Mutex::new(State {
+            topic,
             form: options.form,
             decoder,
             taken: Vec::new(),
@@ -99,7 +61,7 @@ impl Printing {
             last_truncate: None,
             done: left == 0,
             failure: None,
-        }))))
+        })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -9,6 +9,7 @@ mod load;
 mod mongo;
 mod postgres;
 mod stack;
+mod tail;
 
 use std::future::IntoFuture;
 use std::process::{Command, Stdio};
@@ -30,6 +31,7 @@ pub use load::{mongo_load, mongo_tables, postgres_load, postgres_tables};
 pub use mongo::{Documents, Mongo};
 pub use postgres::Postgres;
 pub use stack::{Servers, Stack};
+pub use tail::Tail;
 
 /// Nothing takes longer, unless something hangs. Generous: debug builds, two cores, two tests at once.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Date32Type, Decimal128Type, Int64Type};
+use arrow::datatypes::{Date32Type, Decimal128Type, Int32Type, Int64Type, TimestampMicrosecondType};
 use proptest::prelude::*;
 
 use super::*;
 use crate::codec::{Decoder, RecordRef};
 use crate::schema::{Column, TableId, TableKind};
-use crate::types::LogicalType;
+use crate::types::{DATE_INFINITY, LogicalType, TIMESTAMP_INFINITY};
 use crate::{ChangeBatch, Op};
 
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ impl Recorded {
     }
 }
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 22] = [
     "pg-default-schema",
     "pg-noschema-string",
     "pg-unwrapped",
@@ -44,29 +44,50 @@ const FILES: [&str; 8] = [
     "mongo-update-description",
     "mongo-pre-image",
     "mongo-unwrapped",
+    "2.7/pg-default-schema",
+    "2.7/pg-noschema-string",
+    "2.7/pg-unwrapped",
+    "2.7/pg-other-modes",
+    "2.7/mongo-default",
+    "2.7/mongo-update-description",
+    "2.7/mongo-pre-image",
+    "2.7/mongo-unwrapped",
+    "2.1/pg-default-schema",
+    "2.1/pg-noschema-string",
+    "2.1/pg-other-modes",
+    "2.1/mongo-default",
+    "2.1/mongo-update-description",
+    "2.1/mongo-unwrapped",
 ];
 
-/// Records of the tables' topics, in order of topic and offset.
+/// Records of the tables' topics, in order of topic and offset. A schema stands in a line of its own, before the records that have it.
 fn golden(file: &str) -> Vec<Recorded> {
     let path = format!("{}/tests/golden/debezium/{file}.ndjson", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).unwrap();
-    let mut records: Vec<Recorded> = text
-        .lines()
-        .map(|line| {
-            let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            let text = |name: &str| line[name].as_str().map(str::to_owned);
-            let headers = line["headers"].as_array().unwrap();
-            let old_key = headers.iter().find(|h| h["key"] == OLD_KEY).and_then(|h| h["value"].as_str());
-            Recorded {
-                topic: text("topic").unwrap(),
-                offset: line["offset"].as_i64().unwrap(),
-                key: text("key"),
-                value: text("value"),
-                old_key: old_key.map(str::to_owned),
-            }
-        })
-        .filter(|r| r.topic.matches('.').count() == 2)
-        .collect();
+    let mut schemas = Vec::new();
+    let mut records = Vec::new();
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        if let Some(schema) = line["text"].as_str() {
+            schemas.push(schema.to_owned());
+            continue;
+        }
+        let part = |name: &str| {
+            let text = line[name].as_str()?;
+            let schema = line[format!("{name}_schema")].as_u64().map(|of| &schemas[of as usize]);
+            Some(schema.map_or(text.to_owned(), |schema| format!("{{\"schema\":{schema},\"payload\":{text}}}")))
+        };
+        let headers = line["headers"].as_array().unwrap();
+        let old_key = headers.iter().find(|h| h["key"] == OLD_KEY).and_then(|h| h["value"].as_str());
+        records.push(Recorded {
+            topic: line["topic"].as_str().unwrap().to_owned(),
+            offset: line["offset"].as_i64().unwrap(),
+            key: part("key"),
+            value: part("value"),
+            old_key: old_key.map(str::to_owned),
+        });
+    }
+    records.retain(|r| r.topic.matches('.').count() == 2);
     records.sort_by(|a, b| (&a.topic, a.offset).cmp(&(&b.topic, b.offset)));
     records
 }
@@ -79,7 +100,7 @@ fn decoder(topic: &str, placeholder: &str) -> DebeziumDecoder {
 
 /// The batches of each topic of a file.
 fn decoded(file: &str) -> BTreeMap<String, Vec<ChangeBatch>> {
-    let placeholder = if file == "pg-other-modes" { "<<unavailable>>" } else { UNAVAILABLE };
+    let placeholder = if file.ends_with("pg-other-modes") { "<<unavailable>>" } else { UNAVAILABLE };
     let mut decoders = BTreeMap::<String, DebeziumDecoder>::new();
     for record in golden(file) {
         let decoder = decoders.entry(record.topic.clone()).or_insert_with(|| decoder(&record.topic, placeholder));
@@ -125,15 +146,11 @@ fn all_golden_records_are_read() {
         }
     }
     // Beyond what a 64-bit number of microseconds holds.
-    assert_eq!(
-        misfits,
-        [
-            "gd.shop.time_special.ts -9223372036853775810",
-            "gd.shop.time_special.tstz +294276-12-31T23:59:59.999999Z",
-            "gd.shop.time_special.ts -9223372036853775810",
-            "gd.shop.time_special.tstz +294276-12-31T23:59:59.999999Z",
-        ]
-    );
+    let of_version = |prefix: &str| {
+        let texts = ["ts -9223372036853775810", "tstz +294276-12-31T23:59:59.999999Z"];
+        texts.map(|text| format!("{prefix}.shop.time_special.{text}"))
+    };
+    assert_eq!(misfits, [of_version("gd"), of_version("gd"), of_version("g27d"), of_version("g27d")].concat());
 }
 
 #[test]
@@ -163,13 +180,80 @@ fn a_schema_says_what_columns_are() {
     assert!(batch.before().column(column(batch, "c_bool")).is_null(delete));
 }
 
-/// Every form of the placeholder, of both files that have it.
+/// As snapshots and streams of two versions have them, each in its own way.
+#[test]
+fn infinities_are_known() {
+    for (file, topic) in
+        [("pg-default-schema", "gd.shop.time_special"), ("2.7/pg-default-schema", "g27d.shop.time_special")]
+    {
+        let batch = &decoded(file)[topic][0];
+        let ids = batch.after().column(column(batch, "id")).as_primitive::<Int32Type>();
+        let moments = |id: i32| {
+            let row = ids.iter().position(|of| of == Some(id)).unwrap();
+            let timestamp = |name: &str| {
+                batch.after().column(column(batch, name)).as_primitive::<TimestampMicrosecondType>().value(row)
+            };
+            let date = batch.after().column(column(batch, "d")).as_primitive::<Date32Type>().value(row);
+            (date, ["ts", "ts3", "tstz"].map(timestamp))
+        };
+        let infinity = (DATE_INFINITY, [TIMESTAMP_INFINITY; 3]);
+        assert_eq!([moments(1), moments(11)], [infinity; 2], "{file}");
+        assert_eq!(moments(2), (-DATE_INFINITY, [-TIMESTAMP_INFINITY; 3]), "{file}");
+    }
+    // What these files do not have: the stream's other date, and `time.precision.mode = connect`.
+    for (name, ty, value, infinity) in [
+        ("io.debezium.time.Date", "int32", -2_147_472_691_i64, -i64::from(DATE_INFINITY)),
+        ("org.apache.kafka.connect.data.Date", "int32", -2_147_472_692, i64::from(DATE_INFINITY)),
+        ("org.apache.kafka.connect.data.Timestamp", "int64", 9_223_372_036_825_200, TIMESTAMP_INFINITY),
+        ("org.apache.kafka.connect.data.Timestamp", "int64", -9_223_372_036_832_400, -TIMESTAMP_INFINITY),
+        ("org.apache.kafka.connect.data.Timestamp", "int64", 9_223_372_036_825_200_000, TIMESTAMP_INFINITY),
+        ("io.debezium.time.MicroTimestamp", "int64", -9_223_372_036_832_400_000, -TIMESTAMP_INFINITY),
+    ] {
+        let mut decoder = decoder("p.s.t", UNAVAILABLE);
+        let field = format!(r#"{{"type":"{ty}","name":"{name}","field":"v"}}"#);
+        let row = format!(r#"{{"schema":{{"type":"struct","fields":[{field}]}},"payload":{{"v":{value}}}}}"#);
+        push(&mut decoder, None, Some(&row)).unwrap();
+        let after = decoder.flush().unwrap().remove(0).after().column(0).clone();
+        let whole = match after.as_primitive_opt::<Date32Type>() {
+            Some(days) => i64::from(days.value(0)),
+            None => after.as_primitive::<TimestampMicrosecondType>().value(0),
+        };
+        assert_eq!(whole, infinity, "{name} {value}");
+    }
+}
+
+/// Version 2.1 has neither `ts_us` nor `ts_ns`.
+#[test]
+fn the_moment_of_a_change_is_known_from_milliseconds() {
+    for (file, topic) in
+        [("2.1/pg-noschema-string", "g21s.shop.customers"), ("2.1/mongo-default", "g21md.store.orders")]
+    {
+        let batch = &decoded(file)[topic][0];
+        let changes = golden(file).into_iter().filter(|r| r.topic == topic && r.value.is_some());
+        let told: Vec<i64> = changes
+            .map(|record| {
+                let value: serde_json::Value = serde_json::from_str(&record.value.unwrap()).unwrap();
+                assert!(value["source"]["ts_us"].is_null() && value["ts_us"].is_null());
+                value["source"]["ts_ms"].as_i64().unwrap() * 1_000
+            })
+            .collect();
+        // A tombstone has none.
+        assert_eq!(batch.commit_ts().iter().flatten().collect::<Vec<_>>(), told, "{file}");
+    }
+}
+
+/// Every form of the placeholder, of all files that have it.
 #[test]
 fn values_left_out_are_known_by_the_placeholder() {
     for (file, topic, all) in [
         ("pg-default-schema", "gd.shop.toast", 9),
         ("pg-other-modes", "gm.shop.toast", 4),
         ("pg-unwrapped", "gu.shop.toast", 9),
+        ("2.7/pg-default-schema", "g27d.shop.toast", 9),
+        ("2.7/pg-other-modes", "g27m.shop.toast", 4),
+        ("2.7/pg-unwrapped", "g27u.shop.toast", 9),
+        // Without the uuid[], which is null.
+        ("2.1/pg-default-schema", "g21d.shop.toast", 8),
     ] {
         let batches = &decoded(file)[topic];
         let batch = &batches[0];
@@ -289,14 +373,26 @@ fn messages_and_what_deletes_nothing_are_no_rows() {
 
 #[test]
 fn unwrapped_documents_are_documents() {
-    let batches = &decoded("mongo-unwrapped")["gmgx.store.people"];
-    let batch = &batches[0];
-    assert_eq!((batch.table().kind, batches.len()), (TableKind::Documents, 1));
-    let (ids, documents) = (batch.after().column(0).as_string::<i32>(), batch.after().column(1).as_string::<i32>());
-    assert_eq!(ids.value(0), r#"{"$numberInt":"1"}"#);
-    assert_eq!(documents.value(3), r#"{"_id":{"$numberInt":"4"},"name":"Dee","age":{"$numberDouble":"4.5"}}"#);
-    let delete = batch.ops().iter().position(|op| *op == Op::Delete as u8).unwrap();
-    assert_eq!(batch.before().column(0).as_string::<i32>().value(delete), r#"{"$numberInt":"4"}"#);
+    for (file, topic) in [
+        ("mongo-unwrapped", "gmgx.store.people"),
+        ("2.7/mongo-unwrapped", "g27mx.store.people"),
+        ("2.1/mongo-unwrapped", "g21mx.store.people"),
+    ] {
+        let batches = &decoded(file)[topic];
+        let batch = &batches[0];
+        assert_eq!((batch.table().kind, batches.len()), (TableKind::Documents, 1));
+        let (ids, documents) = (batch.after().column(0).as_string::<i32>(), batch.after().column(1).as_string::<i32>());
+        assert_eq!(ids.value(0), r#"{"$numberInt":"1"}"#);
+        assert_eq!(documents.value(3), r#"{"_id":{"$numberInt":"4"},"name":"Dee","age":{"$numberDouble":"4.5"}}"#);
+        let delete = batch.ops().iter().position(|op| *op == Op::Delete as u8).unwrap();
+        assert_eq!(batch.before().column(0).as_string::<i32>().value(delete), r#"{"$numberInt":"4"}"#);
+    }
+    // An update of a document that is gone by then, as 2.1 says it.
+    let mut decoder = decoder("p.store.people", UNAVAILABLE);
+    for row in [r#"{"_id":1,"n":1,"__deleted":false,"__op":"r"}"#, r#"{"__deleted":true,"__op":"u"}"#] {
+        push(&mut decoder, Some(r#"{"id":1}"#), Some(row)).unwrap();
+    }
+    assert_eq!(decoder.flush().unwrap()[0].ops(), b"rd");
 }
 
 /// Damages a record; whatever comes of it, the decoder goes on, and what it gives back is sound.

@@ -192,7 +192,7 @@ pub(super) fn write_interval(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// `-6.789` as microseconds.
+/// `-6.789` as microseconds, rounded: Debezium before 2.4 writes `6.788999999` for it.
 fn seconds(number: &str) -> Option<i64> {
     let (negative, number) = match number.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -202,8 +202,8 @@ fn seconds(number: &str) -> Option<i64> {
     if fraction.len() > 9 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let micros: i64 = format!("{fraction:0<6}").get(..6)?.parse().ok()?;
-    let micros = whole.parse::<i64>().ok()?.checked_mul(1_000_000)?.checked_add(micros)?;
+    let nanos: i64 = format!("{fraction:0<9}").parse().ok()?;
+    let micros = whole.parse::<i64>().ok()?.checked_mul(1_000_000)?.checked_add((nanos + 500) / 1_000)?;
     Some(if negative { -micros } else { micros })
 }
 
@@ -372,6 +372,10 @@ mod tests {
             ("P0Y0M-1DT0H0M-0.000001S", "-1 days -00:00:00.000001"),
             ("P0Y1M0DT0H0M0S", "1 mon"),
             ("P0Y0M-1DT1H0M0S", "-1 days +01:00:00"),
+            // As 2.1 has them.
+            ("P1Y2M3DT4H5M6.788999999S", "1 year 2 mons 3 days 04:05:06.789"),
+            ("P0Y0M-1DT0H0M-0.000000999S", "-1 days -00:00:00.000001"),
+            ("P0Y0M0DT0H0M59.9999999S", "00:01:00"),
         ] {
             assert_eq!(written(|out| write_interval(iso.as_bytes(), out)).as_deref(), Some(text));
         }

@@ -10,11 +10,15 @@ use crate::types::{DATE_INFINITY, LogicalType, TIMESTAMP_INFINITY};
 /// PostgreSQL's first and last day, and its first microsecond: what lies beyond is a value that Debezium broke.
 const DATES: std::ops::RangeInclusive<i64> = -2_440_588..=2_145_042_905;
 const FIRST_TIMESTAMP: i64 = -210_866_803_200_000_000;
-/// What `infinity` and `-infinity` become: as a snapshot reads them, and as the stream does.
-const DATE_INFINITIES: [i64; 2] = [-622_191_234, 2_146_033_979];
+/// What `infinity` and `-infinity` become: as a snapshot reads them, as the stream does, and as that of Debezium 2 does.
+const DATE_INFINITIES: [i64; 3] = [-622_191_234, 2_146_033_979, -2_147_472_692];
 const DATE_MINUS_INFINITIES: [i64; 2] = [-625_821_272, -2_147_472_691];
-const MILLIS_INFINITY: i64 = 9_223_372_036_825_200_000;
-const MILLIS_MINUS_INFINITY: i64 = -9_223_372_036_832_400_000;
+/// The JDBC driver's infinities. Debezium 3 hands them on as milliseconds, and says the ends of 64 bits for microseconds; to
+/// Debezium 2 they are microseconds, and milliseconds a thousandth of them.
+const INFINITY: i64 = 9_223_372_036_825_200_000;
+const MINUS_INFINITY: i64 = -9_223_372_036_832_400_000;
+const MILLIS_INFINITY: i64 = INFINITY / 1_000;
+const MILLIS_MINUS_INFINITY: i64 = MINUS_INFINITY / 1_000;
 
 /// Buffers that are used again from value to value.
 #[derive(Debug, Default)]
@@ -72,8 +76,10 @@ pub(super) fn append(
         Form::Timestamp(per_second) => {
             let value = long(scanner)?;
             let micros = match (per_second, value) {
-                (1_000, MILLIS_INFINITY) | (_, i64::MAX) => Some(TIMESTAMP_INFINITY),
-                (1_000, MILLIS_MINUS_INFINITY) | (_, i64::MIN) => Some(-TIMESTAMP_INFINITY),
+                (1_000 | 1_000_000, INFINITY) | (1_000, MILLIS_INFINITY) | (_, i64::MAX) => Some(TIMESTAMP_INFINITY),
+                (1_000 | 1_000_000, MINUS_INFINITY) | (1_000, MILLIS_MINUS_INFINITY) | (_, i64::MIN) => {
+                    Some(-TIMESTAMP_INFINITY)
+                }
                 _ => in_micros(value, *per_second).filter(|micros| *micros >= FIRST_TIMESTAMP),
             };
             Ok(micros.is_some_and(|micros| column.append_long(micros)))

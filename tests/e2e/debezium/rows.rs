@@ -1,80 +1,19 @@
-//! Topics that a Debezium writes: its real records (event/tests/golden/debezium) into Kafka, our sink behind, and the lake equal to
-//! what the source held at the end, cell by cell. Where it is not, the record had lost it already: each such loss is named here.
+//! Tables of PostgreSQL, by each way that records say what is in them.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Foreign, Lakeward, Pipeline, Servers, create_topics, fresh, produce_foreign};
-
-/// The records of a file, with topics under `name`.
-fn golden(file: &str, name: &str) -> Vec<Foreign> {
-    let mut records: Vec<(String, i64, Foreign)> = lines(file)
-        .into_iter()
-        .filter_map(|line| {
-            let (_, rest) = line["topic"].as_str()?.split_once('.')?;
-            let bytes = |value: &Value| value.as_str().map(|text| text.as_bytes().to_vec());
-            let headers = line["headers"].as_array().into_iter().flatten().filter_map(|header| {
-                Some((header["key"].as_str()?.to_owned(), bytes(&header["value"]).unwrap_or_default()))
-            });
-            // `__debezium-heartbeat.<prefix>` is another's.
-            let topic = (!line["topic"].as_str()?.starts_with("__")).then(|| format!("{name}.{rest}"))?;
-            let record = Foreign {
-                topic: topic.clone(),
-                key: bytes(&line["key"]),
-                value: bytes(&line["value"]),
-                headers: headers.collect(),
-            };
-            Some((topic, line["offset"].as_i64()?, record))
-        })
-        .collect();
-    records.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-    records.into_iter().map(|(.., record)| record).collect()
-}
-
-fn lines(file: &str) -> Vec<Value> {
-    let path = format!("{}/event/tests/golden/debezium/{file}.ndjson", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// A pipeline behind the topics of a file, which are there but empty, and the records for them.
-fn behind(file: &str, settings: &str) -> (Lakeward, String, Vec<Foreign>) {
-    let name = fresh("dbz");
-    let records = golden(file, &name);
-    let mut topics: Vec<String> = records.iter().map(|r| r.topic.clone()).collect();
-    topics.dedup();
-    create_topics(&Servers::get().kafka, &topics);
-    (Pipeline::new().debezium(&name, settings).build(), name, records)
-}
-
-/// Reads a whole file: half of each topic's records, a sink that dies twice, the other half.
-fn load(file: &str, settings: &str) -> (Lakeward, String) {
-    let (lake, name, records) = behind(file, settings);
-    let kafka = &Servers::get().kafka;
-    let mut topics = BTreeMap::<&str, Vec<&Foreign>>::new();
-    for record in &records {
-        topics.entry(&record.topic).or_default().push(record);
-    }
-    let half = |second: bool| -> Vec<Foreign> {
-        let parts = topics.values().map(|records| records.split_at(records.len().div_ceil(2)));
-        parts.flat_map(|(a, b)| if second { b } else { a }).map(|record| (*record).clone()).collect()
-    };
-    produce_foreign(kafka, &half(false));
-    let tables = u32::from(topics.len() > 3) * 3;
-    lake.start_failing(&[], "sink.commit.between_tables", tables).dies_at("sink.commit.between_tables");
-    lake.start_failing(&[], "sink.checkpoint.before_row", 0).dies_at("sink.checkpoint.before_row");
-    produce_foreign(kafka, &half(true));
-    lake.catch_up();
-    (lake, name)
-}
+use super::{beside, load, topics};
+use crate::harness::Lakeward;
 
 /// `table -> (key's text -> column -> text)` as the source held them at the end.
 type Rows = Vec<BTreeMap<String, Option<String>>>;
 
-fn source_rows() -> BTreeMap<String, Rows> {
+/// What the source held at the end, of the tables that the file has records of.
+fn source_rows(file: &str) -> BTreeMap<String, Rows> {
     let mut tables = BTreeMap::<String, Rows>::new();
-    for line in lines("pg-final-rows") {
+    for line in beside(file, "pg-final-rows") {
         let row = line["row"].as_object().unwrap();
         let row = row.iter().map(|(name, value)| (name.clone(), value.as_str().map(str::to_owned))).collect();
         tables.entry(line["table"].as_str().unwrap().to_owned()).or_default().push(row);
@@ -83,7 +22,15 @@ fn source_rows() -> BTreeMap<String, Rows> {
     for table in ["index_identity", "nothing_identity"] {
         tables.entry(table.to_owned()).or_default();
     }
+    let topics = topics(file);
+    tables.retain(|table, _| topics.contains(&format!("shop.{}", in_topic(table))));
+    assert!(!tables.is_empty());
     tables
+}
+
+/// A table's name without what Kafka does not allow.
+fn in_topic(table: &str) -> String {
+    table.replace([' ', 'ä', '$'], "_")
 }
 
 fn lake_rows(lake: &Lakeward, name: &str, table: &str) -> Rows {
@@ -205,18 +152,21 @@ fn base64(hex: &str) -> String {
     out
 }
 
-/// Compares the tables of the source that the lake has, but for some. `lost`: what is not as in the source, by `table.column` and key, and what it is then;
-/// `"*"`: the column is not compared.
-fn compare(mode: Mode, lake: &Lakeward, name: &str, but: &[&str], lost: &[(&str, &str, Option<&str>)]) {
+/// What is not as in the source: `table.column`, the row's key, and what stands there. `"*"` as key: in all rows; as value: the column is
+/// not compared.
+type Lost<'a> = (&'a str, &'a str, Option<&'a str>);
+
+/// Compares the tables of a file of records with what the lake has of them, but for some. Losses in tables that the file has not do not count.
+fn compare(file: &str, mode: Mode, (lake, name): &(Lakeward, String), but: &[&str], lost: &[Lost<'_>]) {
     let mut wrong = Vec::new();
+    let mut tables = source_rows(file);
+    tables.retain(|table, _| !but.contains(&table.as_str()));
     let mut unused: Vec<_> = lost.iter().map(|(path, key, _)| (*path, *key)).collect();
-    for (table, source) in source_rows() {
-        if but.contains(&table.as_str()) {
-            continue;
-        }
+    unused.retain(|(path, _)| path.split_once('.').is_some_and(|(table, _)| tables.contains_key(table)));
+    for (table, source) in tables {
         // Rows that are unwrapped do not say their table's name, the topic has it without what Kafka does not allow.
         let unwrapped = mode == Mode::Bare { time3_micros: false };
-        let there = if unwrapped { table.replace([' ', 'ä', '$'], "_") } else { table.clone() };
+        let there = if unwrapped { in_topic(&table) } else { table.clone() };
         let found = lake_rows(lake, name, &there);
         let keys: Vec<&str> = match table.as_str() {
             "measures" => vec!["at", "dev"],
@@ -304,11 +254,10 @@ const DEFAULTS: [&str; 10] = [
     "defaults.u",
 ];
 
-/// Schemas in each record, decimals precise, adaptive times: everything that Debezium can say.
-#[test]
-fn records_with_schemas_make_the_sources_tables() {
-    let (lake, name) = load("pg-default-schema", "schema = \"shop\"");
-    let mut columns = vec![
+/// Schemas in each record, decimals precise, adaptive times: everything that Debezium can say. `own`: what these records lose besides.
+fn as_declared(file: &str, own: &[Lost<'_>]) -> (Lakeward, String) {
+    let lake = load(file, "schema = \"shop\"");
+    let mut lost = vec![
         // NaN and infinities are null in `precise`.
         ("num_special.n", "1", None),
         ("num_special.n", "2", None),
@@ -353,44 +302,77 @@ fn records_with_schemas_make_the_sources_tables() {
         ("unknown_types.c_multirange", "*", ALL),
         ("unknown_types.c_snapshot", "*", ALL),
     ];
-    columns.extend(DEFAULTS.map(|column| (column, "*", ALL)));
-    compare(Mode::Declared, &lake, &name, &[], &columns);
+    lost.extend(DEFAULTS.map(|column| (column, "*", ALL)));
+    lost.extend(own);
+    compare(file, Mode::Declared, &lake, &[], &lost);
+    lake
+}
 
-    // Each loss of ours has its row, once, although the sink died twice.
+/// Each loss of ours has its row, once, although the sink died twice: table, offset, payload.
+fn assert_letters((lake, name): &(Lakeward, String), expected: &[(&str, i64, Option<&str>)]) {
     let letters = lake.sql(&format!(
         "select \"table\", \"column\", payload, \"offset\" from lakeward.dead_letters where source = '{name}' order by 1, 4, 2"
     ));
-    let found: Vec<_> = letters.iter().map(|l| (l["table"].as_str().unwrap(), l["offset"].as_i64().unwrap())).collect();
-    let table = |table: &str| format!("{name}.{table}");
-    let (no_key, times) = (table("no_key"), table("time_special"));
-    let expected: Vec<(&str, i64)> = vec![
-        // An update and a delete in a table without a key.
-        (&no_key, 4),
-        (&no_key, 5),
-        (&times, 4),
-        (&times, 4),
-        (&times, 9),
-        (&times, 9),
-    ];
-    assert_eq!(found, expected, "{letters:?}");
-    assert_eq!(letters[2]["payload"], json!("-9223372036853775810"));
+    assert_eq!(letters.len(), expected.len(), "{letters:?}");
+    for (letter, (table, offset, payload)) in letters.iter().zip(expected) {
+        let place = (json!(format!("{name}.{table}")), json!(offset));
+        assert_eq!((&letter["table"], &letter["offset"]), (&place.0, &place.1), "{letters:?}");
+        assert!(payload.is_none_or(|payload| letter["payload"] == payload), "{letter} for {payload:?}");
+    }
+}
+
+/// Beyond 64 bits of microseconds, as a snapshot has it and as the stream has it.
+const TOO_LATE: [(&str, i64, Option<&str>); 4] = [
+    ("time_special", 4, Some("-9223372036853775810")),
+    ("time_special", 4, Some("+294276-12-31T23:59:59.999999Z")),
+    ("time_special", 9, Some("-9223372036853775810")),
+    ("time_special", 9, Some("+294276-12-31T23:59:59.999999Z")),
+];
+
+#[test]
+fn records_with_schemas_make_the_sources_tables() {
+    let lake = as_declared("pg-default-schema", &[]);
+    // An update and a delete in a table without a key.
+    let mut letters = vec![("no_key", 4, None), ("no_key", 5, None)];
+    letters.extend(TOO_LATE);
+    assert_letters(&lake, &letters);
 }
 
 #[test]
-fn other_modes_are_read_as_their_schemas_declare_them() {
-    let settings = "schema = \"shop\"\nunavailable_value_placeholder = \"<<unavailable>>\"";
-    let (lake, name) = load("pg-other-modes", settings);
-    let captured = ["all_types", "num_special", "toast"];
-    let others: Vec<String> = source_rows().into_keys().filter(|table| !captured.contains(&table.as_str())).collect();
-    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+fn records_of_2_7_with_schemas_make_the_sources_tables() {
+    let own = [
+        // A type that it does not know.
+        ("all_types.c_tsvector", "*", ALL),
+        // A snapshot loses the calendar before 1582, of timestamps too.
+        ("time_special.ts", "3", Some("0044-03-13 12:00:00 BC")),
+        ("time_special.ts", "6", Some("4714-11-24 00:00:00 BC")),
+        ("time_special.ts3", "3", Some("1582-10-20 00:00:00")),
+        ("time_special.tstz", "3", Some("0044-03-13 12:00:00+00 BC")),
+        ("time_special.tstz", "6", Some("4714-11-24 00:00:00+00 BC")),
+        // 24:00:00 is the next day's first moment.
+        ("time_special.ttz", "1", Some("00:00:00+00")),
+        ("time_special.ttz", "11", Some("00:00:00+00")),
+    ];
+    assert_letters(&as_declared("2.7/pg-default-schema", &own), &TOO_LATE);
+}
+
+/// Without `ts_us` and `ts_ns`, in envelopes of version 1.
+#[test]
+fn records_of_2_1_with_schemas_make_the_sources_tables() {
+    // A uuid[] that an update left out is null.
+    assert_letters(&as_declared("2.1/pg-default-schema", &[("toast.u", "3", None)]), &[]);
+}
+
+/// Decimals double, times and timestamps in milliseconds, bytes hexadecimal.
+fn in_other_modes(file: &str, own: &[Lost<'_>]) {
+    let lake = load(file, "schema = \"shop\"\nunavailable_value_placeholder = \"<<unavailable>>\"");
     let all_types =
         "c_numeric_10_2|c_numeric|c_money|c_time|c_time3|c_ts|c_ts0|c_interval|c_bytea|c_num_arr|c_hstore|id";
-    let toast = "id|small|t|b|u|h";
     let mut lost = Vec::new();
-    for (table, rows) in source_rows() {
+    for (table, rows) in source_rows(file) {
         let known = match table.as_str() {
             "all_types" => all_types,
-            "toast" => toast,
+            "toast" => "id|small|t|b|u|h",
             "num_special" => "id|n|n102",
             _ => continue,
         };
@@ -398,39 +380,91 @@ fn other_modes_are_read_as_their_schemas_declare_them() {
             lost.push((format!("{table}.{column}"), "*".to_owned(), ALL));
         }
     }
-    let lost: Vec<_> = lost.iter().map(|(path, key, to)| (path.as_str(), key.as_str(), *to)).collect();
-    compare(Mode::Doubles, &lake, &name, &others, &lost);
+    let mut lost: Vec<_> = lost.iter().map(|(path, key, to)| (path.as_str(), key.as_str(), *to)).collect();
+    lost.extend(own);
+    compare(file, Mode::Doubles, &lake, &[], &lost);
+}
+
+#[test]
+fn other_modes_are_read_as_their_schemas_declare_them() {
+    in_other_modes("pg-other-modes", &[]);
+}
+
+#[test]
+fn other_modes_of_2_7_are_read_as_their_schemas_declare_them() {
+    in_other_modes("2.7/pg-other-modes", &[]);
+}
+
+#[test]
+fn other_modes_of_2_1_are_read_as_their_schemas_declare_them() {
+    in_other_modes("2.1/pg-other-modes", &[]);
 }
 
 /// What cannot be told without a schema is what the record says, number or text; nothing else is different.
+fn without_schemas(file: &str, but: &[&str], own: &[Lost<'_>]) -> (Lakeward, String) {
+    let lake = load(file, "schema = \"shop\"");
+    let mut lost = bare_losses();
+    lost.extend(own);
+    compare(file, Mode::Bare { time3_micros: true }, &lake, &[&["time_special", "unknown_types"], but].concat(), &lost);
+    lake
+}
+
 #[test]
 fn records_without_schemas_keep_every_value() {
-    let (lake, name) = load("pg-noschema-string", "schema = \"shop\"");
-    let mut lost = bare_losses();
-    // The spelling of `decimal.handling.mode = string`.
-    lost.push(("num_special.n102", "1", Some("NAN")));
-    compare(Mode::Bare { time3_micros: true }, &lake, &name, &["time_special", "unknown_types"], &lost);
+    let (lake, name) = without_schemas("pg-noschema-string", &[], &[]);
     assert_eq!(lake.value(&format!("select count(*) from {name}.signals")), json!(5));
 }
 
 #[test]
-fn unwrapped_rows_make_the_sources_tables() {
-    let (lake, name) = load("pg-unwrapped", "schema = \"shop\"");
+fn records_of_2_7_without_schemas_keep_every_value() {
+    // A type that it does not know is base64.
+    let odd = "Odd Näme$1";
+    let (lake, name) = without_schemas("2.7/pg-noschema-string", &[odd], &[("all_types.c_tsvector", "*", ALL)]);
+    // Its stream takes each byte of a name for a letter: another topic, another table, another column, and no key.
+    let broken = "Odd N\u{ffc3}\u{ffa4}me$1";
+    let columns = |table: &str| lake.rows(&format!("select * from {name}.\"{table}\"")).remove(0);
+    assert!(columns(odd).contains(&Some("ünï".to_owned())));
+    assert!(columns(broken).contains(&Some("\u{ffc3}\u{ffbc}n\u{ffc3}\u{ffaf}".to_owned())));
+    assert_eq!(lake.value(&format!("select \"Id\" from {name}.\"{broken}\"")), json!(2));
+    assert_letters(&(lake, name), &[(broken, 0, None)]);
+}
+
+#[test]
+fn records_of_2_1_without_schemas_keep_every_value() {
+    without_schemas("2.1/pg-noschema-string", &[], &[]);
+}
+
+fn unwrapped(file: &str, own: &[Lost<'_>]) {
+    let lake = load(file, "schema = \"shop\"");
     let mut lost = bare_losses();
-    lost.push(("num_special.n102", "1", Some("NAN")));
     // Of a type that is left out of the stream.
     lost.push(("all_types.c_name", "1", None));
     lost.push(("all_types.c_name", "40", None));
+    lost.extend(own);
     // Truncates are dropped by the transform.
     let but = ["time_special", "unknown_types", "no_key", "index_identity", "nothing_identity"];
-    compare(Mode::Bare { time3_micros: false }, &lake, &name, &but, &lost);
+    compare(file, Mode::Bare { time3_micros: false }, &lake, &but, &lost);
+    let (lake, name) = lake;
     let added = lake.rows(&format!("select * from {name}.customers"));
     assert!(added[0].iter().flatten().all(|name| !name.starts_with("__")), "{:?}", added[0]);
 }
 
-fn bare_losses() -> Vec<(&'static str, &'static str, Option<&'static str>)> {
+#[test]
+fn unwrapped_rows_make_the_sources_tables() {
+    unwrapped("pg-unwrapped", &[]);
+}
+
+#[test]
+fn unwrapped_rows_of_2_7_make_the_sources_tables() {
+    unwrapped("2.7/pg-unwrapped", &[("all_types.c_tsvector", "*", ALL)]);
+}
+
+/// What is lost where no schema tells.
+fn bare_losses() -> Vec<Lost<'static>> {
     let mut lost = vec![
+        // The spelling of `decimal.handling.mode = string`.
         ("num_special.n", "1", Some("NAN")),
+        ("num_special.n102", "1", Some("NAN")),
         ("num_special.n", "2", Some("POSITIVE_INFINITY")),
         ("num_special.n", "3", Some("NEGATIVE_INFINITY")),
         ("num_special.n", "4", Some("POSITIVE_INFINITY")),
@@ -446,165 +480,4 @@ fn bare_losses() -> Vec<(&'static str, &'static str, Option<&'static str>)> {
     ];
     lost.extend(DEFAULTS.map(|column| (column, "*", ALL)));
     lost
-}
-
-/// Documents at the end, by collection and `_id` in canonical Extended JSON.
-fn source_documents() -> BTreeMap<(String, String), Value> {
-    let documents = lines("mongo-final-docs").into_iter().map(|line| {
-        let document: Value = serde_json::from_str(line["document"].as_str().unwrap()).unwrap();
-        ((line["collection"].as_str().unwrap().to_owned(), document["_id"].to_string()), document)
-    });
-    documents.collect()
-}
-
-/// Numbers by value, whatever their digits: `1e300` and `1E+300`.
-fn normal(value: &Value) -> Value {
-    match value {
-        // What made the list has no such types, and took them for these.
-        Value::Object(map) if map.len() == 1 && map.contains_key("$undefined") => Value::Null,
-        Value::Object(map) if map.len() == 1 && map.contains_key("$symbol") => map["$symbol"].clone(),
-        Value::Object(map) => match (map.get("$numberDouble").and_then(Value::as_str), map.len()) {
-            (Some(text), 1) => json!({ "$numberDouble": text.parse::<f64>().unwrap().to_string() }),
-            _ => Value::Object(map.iter().map(|(name, value)| (name.clone(), normal(value))).collect()),
-        },
-        Value::Array(items) => Value::Array(items.iter().map(normal).collect()),
-        other => other.clone(),
-    }
-}
-
-/// Integers without their width.
-fn widthless(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => match (map.get("$numberInt").or(map.get("$numberLong")), map.len()) {
-            (Some(text), 1) => json!({ "$number": text }),
-            _ => Value::Object(map.iter().map(|(name, value)| (name.clone(), widthless(value))).collect()),
-        },
-        Value::Array(items) => Value::Array(items.iter().map(widthless).collect()),
-        other => other.clone(),
-    }
-}
-
-/// Compares `_doc` of all collections. `wide`: integers keep their width.
-fn compare_documents(lake: &Lakeward, name: &str, collections: &[&str], wide: bool) {
-    let mut wrong = Vec::new();
-    let mut expected: BTreeMap<(String, String), Value> =
-        source_documents().into_iter().filter(|((of, _), _)| collections.contains(&of.as_str())).collect();
-    assert!(!expected.is_empty());
-    for collection in collections {
-        let (database, table) = collection.split_once('.').unwrap();
-        let space = if database == "store" { name.to_owned() } else { format!("{name}__{database}") };
-        for row in lake.sql(&format!("select _id, _doc from {space}.\"{table}\"")) {
-            let document: Value = serde_json::from_str(row["_doc"].as_str().unwrap()).unwrap();
-            let form = |value: &Value| if wide { normal(value) } else { widthless(&normal(value)) };
-            match expected.remove(&((*collection).to_owned(), document["_id"].to_string())) {
-                Some(source) if form(&source) == form(&document) => {}
-                Some(source) => wrong.push(format!("{collection}: {document}\nfor {source}")),
-                None => wrong.push(format!("{collection}: {document} is not there")),
-            }
-        }
-    }
-    wrong.extend(expected.into_keys().map(|(collection, id)| format!("{collection}: {id} is missing")));
-    assert!(wrong.is_empty(), "{} differences\n{}", wrong.len(), wrong.join("\n"));
-}
-
-/// But for those that were dropped or renamed, of which there is no record, and one of documents that look like Extended JSON.
-const COLLECTIONS: [&str; 9] = [
-    "other.people",
-    "store.gaps",
-    "store.ids",
-    "store.images",
-    "store.odd_ids",
-    "store.orders",
-    "store.people",
-    "store.plain_types",
-    "store.types",
-];
-
-#[test]
-fn whole_documents_make_the_sources_collections() {
-    let (lake, name) = load("mongo-default", "schema = \"store\"");
-    compare_documents(&lake, &name, &COLLECTIONS, true);
-    // Fields are columns as of our own MongoDB sources.
-    assert_eq!(lake.value(&format!("select age from {name}.people where name = 'Ann'")), json!(31));
-    let ids = lake.rows(&format!("select _id from {name}.ids order by 1"));
-    assert!(ids.contains(&vec![Some("string id".to_owned())]), "{ids:?}");
-}
-
-/// Updates without documents, applied by the sink; integers in them do not say how wide they are.
-#[test]
-fn update_descriptions_make_the_sources_collections() {
-    let (lake, name) = load("mongo-update-description", "schema = \"store\"");
-    compare_documents(&lake, &name, &COLLECTIONS, false);
-}
-
-#[test]
-fn pre_images_are_read_over() {
-    let (lake, name) = load("mongo-pre-image", "schema = \"store\"");
-    compare_documents(&lake, &name, &["store.images"], true);
-}
-
-/// A key of a bare value, a broken record, and the rest goes on; `check`, `status`, `verify` and joins say what such a source is.
-#[test]
-fn an_operator_is_told_what_such_a_source_is() {
-    let name = fresh("dbz");
-    let lake = Pipeline::new().debezium(&name, "").build();
-    let check = lake.call(&["check"]);
-    let text = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
-    assert!(check.status.code() == Some(1) && text.contains(&format!("no topic matches {name}.*")), "{text}");
-
-    let kafka = &Servers::get().kafka;
-    let topics = ["orders", "users"].map(|table| format!("{name}.public.{table}"));
-    create_topics(kafka, &topics);
-    let put = |topic: &str, key: &str, value: &str| {
-        let bytes = |text: &str| Some(text.as_bytes().to_vec());
-        produce_foreign(
-            kafka,
-            &[Foreign { topic: topic.to_owned(), key: bytes(key), value: bytes(value), ..Foreign::default() }],
-        );
-    };
-    for id in 1..=3 {
-        put(&topics[0], &format!(r#"{{"id":{id}}}"#), &format!(r#"{{"id":{id},"user_id":1}}"#));
-    }
-    put(&topics[0], "4", r#"{"id":4}"#);
-    put(&topics[0], r#"{"id":5}"#, r#"{"id":5,"#);
-    put(&topics[1], "broken", "broken");
-    assert_eq!(lake.call(&["check"]).status.code(), Some(0));
-    let running = lake.start(&[]);
-    lake.wait_for_value(&format!("select count(*) from {name}.orders"), &json!(3));
-    put(&topics[0], r#"{"id":6}"#, r#"{"id":6,"user_id":2}"#);
-    // A value that was left out of a row that nobody has told before.
-    let left_out = r#"{"before":null,"after":{"id":7,"user_id":2,"note":"__debezium_unavailable_value"},"source":{"lsn":1},"op":"u"}"#;
-    put(&topics[0], r#"{"id":7}"#, left_out);
-    put(&topics[1], r#"{"id":1}"#, r#"{"id":1,"name":"Ann"}"#);
-    lake.wait_for_value(&format!("select count(*) from {name}.users"), &json!(1));
-    lake.wait_for_value(&format!("select count(*) from {name}.orders"), &json!(5));
-    running.stop();
-
-    let letters = lake.sql(&format!(
-        "select \"table\", topic, \"partition\", \"offset\", \"column\", key, payload, error from lakeward.dead_letters where source = '{name}' order by topic, \"offset\""
-    ));
-    let places: Vec<_> =
-        letters.iter().map(|l| (l["topic"].as_str().unwrap(), l["offset"].as_i64().unwrap())).collect();
-    assert_eq!(places, [(topics[0].as_str(), 3), (&topics[0], 4), (&topics[0], 6), (&topics[1], 0)], "{letters:?}");
-    assert_eq!((&letters[3]["key"], &letters[3]["payload"]), (&json!("broken"), &json!("broken")));
-    assert_eq!(letters[3]["table"], json!(format!("{name}.users")));
-    assert_eq!((&letters[2]["key"], &letters[2]["column"]), (&json!(r#"{"id":7}"#), &json!("note")));
-
-    let output = lake.call(&[
-        "sql",
-        "-c",
-        &format!("select count(*) from {name}.orders o join {name}.users u on u.id = o.user_id"),
-    ]);
-    let notice = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && notice.contains("others write these topics"), "{notice}");
-    let verified = lake.verify_any(&[]);
-    assert_eq!(verified.code, 1);
-    let skipped: Vec<_> = verified.report["skipped"].as_array().unwrap().iter().map(|s| s["table"].clone()).collect();
-    assert_eq!(skipped.len(), 2, "{:?}", verified.report);
-    assert!(verified.report["skipped"][0]["reason"].as_str().unwrap().contains("no database to compare with"));
-    let status = String::from_utf8_lossy(&lake.call(&["status"]).stdout).into_owned();
-    assert!(status.contains("topics    2, 9 offsets, 0 of them not in SQL yet"), "{status}");
-    let topics: Value = serde_json::from_slice(&lake.call(&["topics", "--format", "json"]).stdout).unwrap();
-    let lags: Vec<_> = topics["sources"][0]["topics"].as_array().unwrap().iter().map(|topic| &topic["lag"]).collect();
-    assert_eq!(lags, [&json!(0), &json!(0)], "{topics}");
 }
