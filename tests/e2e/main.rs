@@ -20,6 +20,7 @@ mod log_tools;
 mod path;
 mod readers;
 mod registry;
+mod registry_security;
 mod schema;
 mod toast;
 mod zombie;

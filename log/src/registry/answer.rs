@@ -105,7 +105,9 @@ impl<'a> Asked<'a> {
         } else if error.is_timeout() {
             Error::retry("the schema registry does not answer in time")
         } else {
-            Error::retry("the schema registry does not answer: is it running, and is log.registry its address?")
+            Error::retry(
+                "the schema registry does not answer: is it running, and is log.registry its address (https, where it takes TLS only)?",
+            )
         };
         // The URL has no password any more, but it is told without parameters already.
         self.context(ours.source(error.without_url()))

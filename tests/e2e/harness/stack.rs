@@ -187,6 +187,7 @@ impl Stack {
             "LAKEWARD_REGISTRY_PORT",
             "LAKEWARD_MONGO_SET",
             "LAKEWARD_KAFKA_SASL",
+            "LAKEWARD_REGISTRY_TLS",
         ] {
             command.env_remove(name);
         }
