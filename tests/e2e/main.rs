@@ -15,6 +15,7 @@ mod harness;
 mod kafka_behind_our_back;
 mod kafka_connect;
 mod kafka_security;
+mod leaderless;
 mod log_exactly_once;
 mod log_tools;
 mod path;
