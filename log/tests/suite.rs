@@ -5,6 +5,8 @@
 
 #[path = "suite/behind_our_back.rs"]
 mod behind_our_back;
+#[path = "suite/busy.rs"]
+mod busy;
 #[path = "suite/embedded.rs"]
 mod embedded;
 #[path = "suite/registry.rs"]
