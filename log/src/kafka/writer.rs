@@ -130,7 +130,7 @@ impl Lost {
         let error = Error::human(
             "a topic of Lakeward's was deleted, or cut off at its end, behind its back: what the lake had not read of it is \
              gone, and the lake would take new records for ones that it holds. Bring the topic back, or begin the source \
-             anew (docs/log.md, When something is lost)",
+             anew (docs/log.md, Beginning a source anew)",
         )
         .with("topic", topic);
         match self {
