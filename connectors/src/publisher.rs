@@ -199,7 +199,7 @@ fn encode_blocks(
 fn check_control_topics(source: &str, last: Option<&Checkpoint>, no_schemas: bool) -> Result<()> {
     let gone = |topic: String, what: &str| {
         Err(Error::human(format!(
-            "{topic} holds {what} any more: the topic was deleted. Bring it back, or begin the source anew (docs/log.md, \"When something is lost\")"
+            "{topic} holds {what} any more: the topic was deleted. Bring it back, or begin the source anew (docs/log.md, Beginning a source anew)"
         ))
         .with("source", source))
     };

@@ -36,20 +36,6 @@ kafka_command() { # sets COMMAND: all of it but the main class and its arguments
     -Djava.awt.headless=true "-Dlog4j2.configurationFile=$CACHE/$KAFKA_HOME/log4j2.xml" -cp "$CACHE/$KAFKA_HOME/libs/*")
 }
 
-# The one certificate of a broker that wants TLS: its own authority, for clients in $STACK/run/kafka-ca.pem.
-kafka_certificate() {
-  local store=$STACK/run/kafka.p12 keytool
-  [ ! -e "$STACK/run/kafka-ca.pem" ] || return 0
-  keytool=$(dirname "$(realpath "$(command -v "$(java_17)")")")/keytool
-  rm -f "$store"
-  {
-    "$keytool" -genkeypair -alias kafka -keyalg EC -groupname secp256r1 -validity 3650 -dname CN=localhost \
-      -ext "san=dns:localhost,ip:$HOST" -ext bc:critical=ca:true -storetype PKCS12 -keystore "$store" -storepass "$KAFKA_PASSWORD" &&
-      "$keytool" -exportcert -rfc -alias kafka -keystore "$store" -storepass "$KAFKA_PASSWORD" -file "$STACK/run/kafka-ca.pem.new"
-  } >>"$STACK/log/kafka.log" 2>&1 || { tail -n 5 "$STACK/log/kafka.log" >&2; die "could not make a certificate"; }
-  mv "$STACK/run/kafka-ca.pem.new" "$STACK/run/kafka-ca.pem"
-}
-
 # What clients meet, as listener CLIENT: nothing asked, or TLS and a password (user lakeward), by any of three mechanisms.
 kafka_security() {
   if [ -z "${LAKEWARD_KAFKA_SASL:-}" ]; then
@@ -124,7 +110,7 @@ CONF
 kafka_start() {
   local data=$STACK/data/kafka config=$STACK/run/kafka.properties id COMMAND
   kafka_command
-  [ -z "${LAKEWARD_KAFKA_SASL:-}" ] || kafka_certificate
+  [ -z "${LAKEWARD_KAFKA_SASL:-}" ] || certificate kafka "$KAFKA_PASSWORD" -ext bc:critical=ca:true
   if [ ! -d "$data" ]; then
     rm -rf "$data.part"
     kafka_config "$data.part" >"$config"

@@ -185,3 +185,21 @@ free_port() {
     [[ " ${PORTS[*]} " == *" $port "* ]] || port_open "$port" || port_open $((port + 1)) || { echo "$port"; return; }
   done
 }
+
+# ---- certificates
+
+# certificate SERVER PASSWORD [KEYTOOL-OPTION...]: makes $STACK/run/SERVER.p12, the one certificate of a server that wants TLS and its own
+# authority, and $STACK/run/SERVER-ca.pem for clients. Once.
+certificate() {
+  local server=$1 password=$2 store=$STACK/run/$1.p12 pem=$STACK/run/$1-ca.pem keytool
+  shift 2
+  [ ! -e "$pem" ] || return 0
+  keytool=$(dirname "$(realpath "$(command -v "$(java_17)")")")/keytool
+  rm -f "$store"
+  {
+    "$keytool" -genkeypair -alias "$server" -keyalg EC -groupname secp256r1 -validity 3650 -dname CN=localhost \
+      -ext "san=dns:localhost,ip:$HOST" "$@" -storetype PKCS12 -keystore "$store" -storepass "$password" &&
+      "$keytool" -exportcert -rfc -alias "$server" -keystore "$store" -storepass "$password" -file "$pem.new"
+  } >>"$STACK/log/$server.log" 2>&1 || { tail -n 5 "$STACK/log/$server.log" >&2; die "could not make a certificate"; }
+  mv "$pem.new" "$pem"
+}

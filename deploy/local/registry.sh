@@ -6,9 +6,11 @@
 # The last line that runs on Java 17, which is Debian 12's; 3.x wants 21.
 REGISTRY_VERSION=2.6.13.Final
 REGISTRY_HOME=registry-2.6.13-1
+# Of the file with its certificate, where LAKEWARD_REGISTRY_TLS asks for one.
+REGISTRY_PASSWORD=lakeward-secret
 
 registry_version() { echo "Apicurio Registry 2.6.13"; }
-registry_url() { echo "http://$HOST:${PORTS[registry]}/apis/ccompat/v7"; }
+registry_url() { echo "http${LAKEWARD_REGISTRY_TLS:+s}://$HOST:${PORTS[registry]}/apis/ccompat/v7"; }
 
 registry_install() {
   java_17 >/dev/null || die "Java 17 or newer is needed; run deploy/local/install.sh"
@@ -25,15 +27,25 @@ registry_fill() {
 }
 
 registry_start() {
+  local listen=("-Dquarkus.http.port=${PORTS[registry]}")
   mkdir -p "$STACK/data/registry"
+  if [ -n "${LAKEWARD_REGISTRY_TLS:-}" ]; then
+    # Not an authority's certificate (no `bc`): rustls takes none for a server's.
+    certificate registry "$REGISTRY_PASSWORD"
+    listen=("-Dquarkus.http.ssl-port=${PORTS[registry]}" -Dquarkus.http.insecure-requests=disabled
+      "-Dquarkus.http.ssl.certificate.key-store-file=$STACK/run/registry.p12" -Dquarkus.http.ssl.certificate.key-store-file-type=PKCS12
+      "-Dquarkus.http.ssl.certificate.key-store-password=$REGISTRY_PASSWORD")
+  fi
   # A file, not memory: ids must mean the same after a restart. WRITE_DELAY: what was answered survives kill -9.
   spawn registry env REGISTRY_DATASOURCE_URL="jdbc:h2:file:$STACK/data/registry/registry;WRITE_DELAY=0" REGISTRY_DATASOURCE_USERNAME=sa \
     "$(java_17)" -Xms64m -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xss512k -Djava.awt.headless=true \
-    "-Dquarkus.http.host=$HOST" "-Dquarkus.http.port=${PORTS[registry]}" \
+    "-Dquarkus.http.host=$HOST" "${listen[@]}" \
     "-Dcom.arjuna.ats.arjuna.common.CoreEnvironmentBean.socketProcessIdPort=$((PORTS[registry] + 1))" \
     -jar "$CACHE/$REGISTRY_HOME/apicurio-registry-app-$REGISTRY_VERSION-runner.jar"
 }
 
-registry_ready() { curl -fsS -o /dev/null -m 5 "$(registry_url)/subjects"; }
+registry_ready() {
+  curl -fsS -o /dev/null -m 5 ${LAKEWARD_REGISTRY_TLS:+--cacert "$STACK/run/registry-ca.pem"} "$(registry_url)/subjects"
+}
 
 registry_stop() { stop registry TERM 15 KILL; }

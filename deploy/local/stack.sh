@@ -38,6 +38,7 @@ usage: deploy/local/stack.sh [--dir DIR] [--free-ports] COMMAND [SERVER...]
   Ports: LAKEWARD_PG_PORT 22415, LAKEWARD_MONGO_PORT 22017, LAKEWARD_KAFKA_PORT 22092 (and the next one, the controller's),
   LAKEWARD_MINIO_PORT 22090 (and the next one, the console's), LAKEWARD_REGISTRY_PORT 22081 (and the next one). A stack keeps its ports until `clean`.
   LAKEWARD_KAFKA_SASL: not empty: Kafka takes TLS and the user lakeward (lakeward-secret) only; its certificate is DIR/run/kafka-ca.pem
+  LAKEWARD_REGISTRY_TLS: not empty: the schema registry takes TLS only; its certificate is DIR/run/registry-ca.pem
   LAKEWARD_MONGO_SET rs0: the replica set's name; empty: a standalone mongod, which nothing can be captured from
 TEXT
 }

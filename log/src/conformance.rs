@@ -15,6 +15,7 @@ use lakeward_event::codec::{RecordBlock, RecordRef};
 use lakeward_event::{
     Checkpoint, CheckpointDraft, Column, Ends, LogicalType, Position, TableId, TableSchema, schema::TableKind,
 };
+use lakeward_runtime::Action;
 
 use crate::{CheckpointReader, Log, RecordReader, RecordVisitor, Signal, TopicBlock, Writer};
 
@@ -375,6 +376,12 @@ pub async fn checkpoints_are_read_in_order(log: Arc<dyn Log>, source: &str) {
     }
     let mut before_all = log.checkpoints(source, Some(0)).await.unwrap();
     assert_eq!(next(&mut before_all).await, written[0]);
+    // Ids that no checkpoint has are of another log, below what this one has, within, and at its end.
+    for never in [1, written[120].id - 1, written[399].id - 1] {
+        let mut reader = log.checkpoints(source, Some(never)).await.unwrap();
+        let error = reader.try_next().await.unwrap_err();
+        assert!(error.action() == Action::Human && error.to_string().contains("not the one"), "{error}");
+    }
     // Waiting: given up several times, then answered.
     for _ in 0..3 {
         assert!(tokio::time::timeout(Duration::from_millis(30), early.next()).await.is_err());

@@ -80,8 +80,8 @@ pub trait Log: Send + Sync {
     /// The last committed checkpoint, without disturbing the source's writer.
     async fn last_checkpoint(&self, source: &str) -> Result<Option<Checkpoint>>;
 
-    /// Checkpoints with an id above `after` (None: all that the log still has), in order, waiting for new ones. A log that can
-    /// tell that `after` (above 0) was never one of its checkpoints says so: it is not the log that the reader knows.
+    /// Checkpoints with an id above `after` (None: all that the log still has), in order, waiting for new ones. Where `after`
+    /// (above 0) was never one of its checkpoints, the first of them is an error instead: it is not the log that the reader knows.
     async fn checkpoints(&self, source: &str, after: Option<i64>) -> Result<Box<dyn CheckpointReader>>;
 
     /// A reader of data records with nothing assigned yet.

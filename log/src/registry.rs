@@ -234,7 +234,11 @@ impl RegistryClient {
             if let Some(body) = &body {
                 request = request.header("content-type", CONTENT_TYPE).body(body.clone());
             }
-            let error = match Answer::read(request, MAX_BYTES).await {
+            let begun = Instant::now();
+            let answer = Answer::read(request, MAX_BYTES).await;
+            metrics::histogram!("lakeward_registry_request_seconds").record(begun.elapsed());
+            metrics::counter!("lakeward_registry_requests_total", "outcome" => answer::outcome(&answer)).increment(1);
+            let error = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };

@@ -170,25 +170,14 @@ fn kafka_and_minio_die_and_come_back() {
 fn the_transaction_coordinator_moves() {
     let _heavy = heavy();
     let stack = Stack::start(&["kafka"], &[]);
-    let brokers = stack.servers().kafka;
     let scene = Scene::new(Pipeline::on(stack.servers()));
     let mut running = scene.lake.start(&[]);
     scene.lake.wait_for_value(&format!("select count(*) > 0 from {}.items", scene.shop.name), &json!(true));
     let _second = stack.second_broker();
-    let plan = stack.dir().join("plan.json");
     for broker in [2, 1] {
-        let partitions: Vec<_> = (0..4)
-            .map(|partition| json!({ "topic": "__transaction_state", "partition": partition, "replicas": [broker] }))
-            .collect();
-        std::fs::write(&plan, json!({ "version": 1, "partitions": partitions }).to_string()).unwrap();
-        let plan = plan.display().to_string();
-        let reassign = |what: &[&str]| {
-            let tool = ["org.apache.kafka.tools.reassign.ReassignPartitionsCommand", "--bootstrap-server", &brokers];
-            stack.kafka_tool(&[&tool[..], &["--reassignment-json-file", &plan], what].concat())
-        };
-        reassign(&["--execute"]);
+        stack.move_partitions("__transaction_state", 0..4, broker);
         scene.more(50);
-        wait_until("the partitions have moved", || reassign(&["--verify"]).matches("is completed").count() == 4);
+        wait_until("the partitions have moved", || stack.is_moved());
         scene.more(100);
         assert!(running.is_running(), "on broker {broker}: {}", running.log());
     }

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use crate::harness::{
-    Pipeline, Postgres, Servers, add_partitions, delete_topic, postgres_load, postgres_tables, stream_records,
-    wait_until,
+    Pipeline, Postgres, Servers, add_partitions, delete_topic, delete_topics, postgres_load, postgres_tables,
+    stream_records, topics_of, wait_until,
 };
 
 /// Partitions are added in the middle of a stream, so that keys move to others while older changes of theirs are unread: new
@@ -62,6 +62,54 @@ fn deleted_control_topics_are_named() {
             assert!(log.contains(&topic) && log.contains(of) && log.contains("docs/log.md"), "{log}");
         }
     }
+}
+
+/// Nothing of a source is in Kafka any more, and the connector takes it for a new one: the sink does not take the new records for those
+/// that the lake holds. Begun anew by the steps of docs/log.md, the source is read again.
+#[test]
+fn a_log_that_is_gone_is_noticed_and_begun_anew() {
+    let users = Postgres::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 20) i",
+    );
+    let lake = Pipeline::new().postgres(&users).build();
+    lake.catch_up();
+    let brokers = Servers::get().kafka;
+    delete_topics(&brokers, &[users.name.clone()]);
+    wait_until("the topics are gone", || topics_of(&brokers, &users.name).is_empty());
+    // A moment after its reader has ended it is not in use any more.
+    let drop_slot = || {
+        let slots = "FROM pg_replication_slots WHERE database = current_database()";
+        wait_until("the slot is dropped", || {
+            users.rows(&format!("SELECT pg_drop_replication_slot(slot_name) {slots} AND NOT active"));
+            users.value(&format!("SELECT count(*) {slots}")) == "0"
+        });
+    };
+    drop_slot();
+    users.execute("UPDATE t SET v = 1; DELETE FROM t WHERE id = 20");
+    let mut running = lake.start(&[]);
+    wait_until("the sink stops", || !running.is_running());
+    assert_eq!(running.wait().code(), Some(4), "{}", running.log());
+    let log = running.log();
+    assert!(
+        log.contains("not the one that the lake was filled from") && log.contains("Beginning a source anew"),
+        "{log}"
+    );
+
+    drop_slot();
+    let anew = format!("{}anew", users.name);
+    let config = lake.variant(
+        "state",
+        &[(&format!("[[source]]\nname = \"{}\"", users.name), &format!("[[source]]\nname = \"{anew}\""))],
+    );
+    assert!(lake.start_with(&config, &["--until-caught-up"], "").wait().success());
+    let running = lake.start_with(&config, &[], "");
+    let verify = lake.call_with(&config, &["verify"]);
+    assert!(verify.status.success(), "{verify:?}");
+    running.stop();
+    assert_eq!(lake.value(&format!("select count(*) from {anew}.t where v = 1")), json!(19));
+    // The old one stays as it was.
+    assert_eq!(lake.value(&format!("select count(*) from {}.t where v = 0", users.name)), json!(20));
+    delete_topics(&brokers, &[anew]);
 }
 
 /// A topic that is gone stops its source, naming it; nothing is taken for read that was not.

@@ -4,18 +4,14 @@ use std::process::Output;
 
 use serde_json::json;
 
-use crate::harness::{Pipeline, Postgres, Stack};
+use crate::harness::{self, Pipeline, Postgres, Stack};
 
 /// Of the stack's user `lakeward`.
 const PASSWORD: &str = "lakeward-secret";
 
 #[track_caller]
 fn said(output: &Output, code: i32, words: &[&str]) {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    for word in words {
-        assert!(text.contains(word), "no `{word}` in: {text}");
-    }
+    let text = harness::said(output, code, words);
     assert!(!text.contains(PASSWORD) && !text.contains("wrong-password"), "a secret is shown: {text}");
 }
 

@@ -62,6 +62,11 @@ pub async fn verify(config: &Config, tables: &[String], mut progress: impl FnMut
         if !selection.may_want(&source.name) {
             continue;
         }
+        if source.kind != SourceKind::Debezium {
+            // What keeps the connector from appending (a partition without a leader) is told now, and by its name, rather than in a
+            // minute as a cut that did not arrive.
+            verifier.log.bounds(&source.name).await?;
+        }
         match source.kind {
             SourceKind::Postgres => {
                 postgres::verify(&verifier, source, &mut selection, &mut report, &mut progress).await?

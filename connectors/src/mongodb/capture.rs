@@ -154,7 +154,7 @@ impl<'a> Capture<'a> {
             if *cluster_time > caught_up_at {
                 // The stream would wait for this moment in silence.
                 return Err(Error::resnapshot(
-                    "the log is ahead of the server: the server was set back, or is another one; the source must be read anew",
+                    "the log is ahead of the server: the server was set back, or is another one. Begin the source anew (docs/log.md, Beginning a source anew)",
                 )
                 .with("source", &source.name));
             }

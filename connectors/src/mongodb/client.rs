@@ -124,12 +124,12 @@ pub fn error(doing: &str, error: mongodb::error::Error) -> Error {
         // ChangeStreamHistoryLost, CappedPositionLost
         (_, Some(286 | 136)) => (
             Action::Resnapshot,
-            "the oplog no longer holds the position: history is lost, the source must be read anew (`lakeward drop-source`, or a larger oplog)",
+            "the oplog no longer holds the position: history is lost. Begin the source anew (docs/log.md, Beginning a source anew), with a larger oplog",
         ),
         // ChangeStreamFatalError
         (_, Some(280)) => (
             Action::Resnapshot,
-            "the server cannot go on at the position, which is not one of its history: it was set back, or is another one; the source must be read anew (`lakeward drop-source`)",
+            "the server cannot go on at the position, which is not one of its history: it was set back, or is another one. Begin the source anew (docs/log.md, Beginning a source anew)",
         ),
         // BSONObjectTooLarge
         (_, Some(10334)) => (

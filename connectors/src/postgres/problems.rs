@@ -88,7 +88,7 @@ async fn look(source: &SourceConfig, client: &Client) -> Result<Vec<Problem>> {
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
             found.push(Problem::new(
                 format!("slot {} has lost WAL that it needs", source.slot),
-                "`lakeward drop-source`, then run again: every table's snapshot is taken anew",
+                "drop the slot, and begin the source anew under another `name` (docs/log.md, Beginning a source anew)",
             ));
         }
         _ => {}

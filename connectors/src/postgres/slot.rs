@@ -153,7 +153,10 @@ pub fn decide(
         );
     };
     let lost = |reason: String| {
-        Err(Error::resnapshot(format!("{reason}; what was committed after {} may be lost", format_lsn(*lsn)))
+        Err(Error::resnapshot(format!(
+            "{reason}; what was committed after {} may be lost: begin the source anew (docs/log.md, Beginning a source anew)",
+            format_lsn(*lsn)
+        ))
             .with("slot", name)
             .with("checkpoint", last.id))
     };

@@ -74,17 +74,17 @@ fn scan_back(client: &Arc<Client>, topic: &str, first: i64, enough: impl Fn(&Str
     }
 }
 
-/// An offset from which the first checkpoint with an id above `after` is found soon. Ids grow with offsets, so halving finds
+/// An offset from which the checkpoint `id`, or else the first one above it, is found soon. Ids grow with offsets, so halving finds
 /// it. Blocks.
-pub(super) fn start_after(client: &Arc<Client>, topic: &str, after: i64) -> Result<i64> {
+pub(super) fn start_at(client: &Arc<Client>, topic: &str, id: i64) -> Result<i64> {
     let (mut low, high) = client.watermarks(topic, PARTITION)?;
     let mut high = high;
-    // Invariant: every checkpoint below `low` has an id at or below `after`.
+    // Invariant: every checkpoint below `low` has an id below `id`.
     while high - low > STRETCH {
         let middle = low + (high - low) / 2;
         // The first checkpoint at or above the middle decides; a marker or an aborted record may lie there.
         match first_in(client, topic, middle, high)? {
-            Some((offset, id)) if id <= after => low = offset + 1,
+            Some((offset, found)) if found < id => low = offset + 1,
             _ => high = middle,
         }
     }

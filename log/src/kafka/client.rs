@@ -20,8 +20,10 @@ use crate::{Error, Result};
 /// than not; a caller that gets the error tries again anyway.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long, and how often, a partition is asked for that has no leader: one of a topic just made, or whose broker starts.
-const LEADER_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 const LEADER_WAIT: Duration = Duration::from_millis(100);
+/// Partitions, and further topics, that are named of those without a leader: one broker can have been that of thousands.
+const LEADERLESS_NAMED: usize = 8;
 /// How often metadata is asked for when there is no answer and no connection said why.
 const UNEXPLAINED_TRIES: u32 = 3;
 
@@ -73,6 +75,12 @@ struct Found {
     name: String,
     /// By id, and whether it has a leader; None: the brokers cannot tell now.
     partitions: Option<Vec<(i32, bool)>>,
+}
+
+impl Found {
+    fn is_led(&self) -> bool {
+        self.partitions.as_ref().is_some_and(|partitions| partitions.iter().all(|(_, led)| *led))
+    }
 }
 
 /// One cluster as one configuration sees it.
@@ -138,27 +146,44 @@ impl Client {
     }
 
     /// The wanted topics that there are. One without a leader is waited for, and an error in the end: left out it would pass for
-    /// one that does not exist, and its records for ones that were never written.
+    /// one that does not exist, and its records for ones that were never written. Blocks.
     pub fn topics_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Vec<i32>)>> {
+        let found = self.led(&wanted)?;
+        if let Some(error) = self.leaderless(&found) {
+            return Err(error);
+        }
+        let partitions = |topic: Found| topic.partitions.unwrap_or_default().into_iter().map(|(id, _)| id).collect();
+        Ok(found.into_iter().map(|topic| (topic.name.clone(), partitions(topic))).collect())
+    }
+
+    /// The error of those wanted topics that have no leader, for a while by now; None: all have one, or nobody can tell. Blocks.
+    pub fn without_leader(&self, wanted: impl Fn(&str) -> bool) -> Option<Error> {
+        self.leaderless(&self.led(&wanted).ok()?)
+    }
+
+    /// The wanted topics, as soon as all have leaders, or when that was waited for long enough.
+    fn led(&self, wanted: &impl Fn(&str) -> bool) -> Result<Vec<Found>> {
         let begun = Instant::now();
         loop {
-            let (mut found, mut leaderless) = (Vec::new(), None);
-            for topic in self.found(&wanted)? {
-                match topic.partitions {
-                    Some(partitions) if partitions.iter().all(|(_, led)| *led) => {
-                        found.push((topic.name, partitions.into_iter().map(|(id, _)| id).collect()));
-                    }
-                    _ => leaderless = Some(topic.name),
-                }
-            }
-            let Some(topic) = leaderless else { return Ok(found) };
-            if begun.elapsed() > LEADER_PATIENCE {
-                return Err(Error::retry("a topic's partitions have no leader now: is a broker away?")
-                    .with("brokers", &self.config.brokers)
-                    .with("topic", topic));
+            let found = self.found(wanted)?;
+            if found.iter().all(Found::is_led) || begun.elapsed() > LEADER_PATIENCE {
+                return Ok(found);
             }
             std::thread::sleep(LEADER_WAIT);
         }
+    }
+
+    fn leaderless(&self, found: &[Found]) -> Option<Error> {
+        let mut leaderless = found.iter().filter(|topic| !topic.is_led());
+        let topic = leaderless.next()?;
+        let error = Error::retry("a topic's partitions have no leader now: is a broker away?")
+            .with("brokers", &self.config.brokers)
+            .with("topic", &topic.name);
+        let of_topic = topic.partitions.iter().flatten().filter(|(_, led)| !led);
+        let ids: Vec<String> = of_topic.take(LEADERLESS_NAMED).map(|(id, _)| id.to_string()).collect();
+        let error = if ids.is_empty() { error } else { error.with("partitions", ids.join(" ")) };
+        let others: Vec<&str> = leaderless.take(LEADERLESS_NAMED).map(|topic| topic.name.as_str()).collect();
+        Some(if others.is_empty() { error } else { error.with("others", others.join(" ")) })
     }
 
     /// Asks for all topics: asking for one by name creates it on brokers that create topics on demand.
@@ -207,7 +232,10 @@ impl Client {
                         .with("partition", partition)
                         .source(error)
                 }
-                Err(error) => error::classify(error, self.doing("reading the topic's bounds").topic(topic)),
+                Err(error) => {
+                    let doing = self.doing("reading the topic's bounds").topic(topic).partition(partition);
+                    error::classify(error, doing)
+                }
             };
             if !error.is_retryable() || begun.elapsed() > LEADER_PATIENCE {
                 return Err(error);

@@ -224,13 +224,41 @@ impl<T: Send + 'static> Drop for SharedTail<T> {
 /// [`CheckpointReader`] on Kafka.
 pub(super) struct KafkaCheckpointReader {
     tail: SharedTail<Checkpoint>,
+    topic: String,
     after: i64,
+    /// Whether `after` is known to be of this log.
+    known: bool,
 }
 
 impl KafkaCheckpointReader {
-    /// Starts at `start`, an offset at or below the first checkpoint whose id is above `after`. May block.
-    pub fn new(client: Arc<Client>, topic: &str, start: i64, after: i64) -> Result<Self> {
-        Ok(Self { tail: SharedTail::new(Tail::new(client, topic, start)?), after })
+    /// Starts at `start`, an offset at or below the checkpoint `after`; None: the first one that is to be read. May block.
+    pub fn new(client: Arc<Client>, topic: &str, start: i64, after: Option<i64>) -> Result<Self> {
+        Ok(Self {
+            tail: SharedTail::new(Tail::new(client, topic, start)?),
+            topic: topic.to_owned(),
+            after: after.unwrap_or(i64::MIN),
+            known: after.is_none_or(|after| after <= 0),
+        })
+    }
+
+    /// The checkpoint, unless it is not above `after`.
+    fn take(&mut self, checkpoint: Checkpoint) -> Result<Option<Checkpoint>> {
+        self.known |= checkpoint.id == self.after;
+        if checkpoint.id <= self.after {
+            return Ok(None);
+        }
+        // Checkpoints are never dropped, so one that is not there never was. Offsets of this log mean nothing to the lake, which
+        // would take new records for ones that it holds.
+        if !self.known {
+            return Err(Error::human(
+                "the log is not the one that the lake was filled from: were the source's topics deleted, or are these other \
+                 brokers? Bring them back, or begin the source anew (docs/log.md, Beginning a source anew)",
+            )
+            .with("topic", &self.topic)
+            .with("checkpoint", self.after));
+        }
+        self.after = checkpoint.id;
+        Ok(Some(checkpoint))
     }
 }
 
@@ -239,24 +267,19 @@ impl CheckpointReader for KafkaCheckpointReader {
     async fn next(&mut self) -> Result<Checkpoint> {
         loop {
             let checkpoint = self.tail.next().await?;
-            if checkpoint.id > self.after {
-                self.after = checkpoint.id;
+            if let Some(checkpoint) = self.take(checkpoint)? {
                 return Ok(checkpoint);
             }
         }
     }
 
     async fn try_next(&mut self) -> Result<Option<Checkpoint>> {
-        loop {
-            match self.tail.step(Tail::catch_up).await? {
-                Some(checkpoint) if checkpoint.id > self.after => {
-                    self.after = checkpoint.id;
-                    return Ok(Some(checkpoint));
-                }
-                Some(_) => {}
-                None => return Ok(None),
+        while let Some(checkpoint) = self.tail.step(Tail::catch_up).await? {
+            if let Some(checkpoint) = self.take(checkpoint)? {
+                return Ok(Some(checkpoint));
             }
         }
+        Ok(None)
     }
 }
 

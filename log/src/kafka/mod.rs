@@ -79,10 +79,10 @@ impl Log for KafkaLog {
         let client = self.client.clone();
         let reader = blocking(move || {
             let start = match after {
-                Some(after) => checkpoints::start_after(&client, &topic, after)?,
+                Some(after) => checkpoints::start_at(&client, &topic, after)?,
                 None => client.watermarks(&topic, PARTITION)?.0,
             };
-            KafkaCheckpointReader::new(client, &topic, start, after.unwrap_or(i64::MIN))
+            KafkaCheckpointReader::new(client, &topic, start, after)
         })
         .await?;
         Ok(Box::new(reader))

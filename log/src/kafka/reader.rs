@@ -13,7 +13,7 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Client, Consumer, blocking, drop_elsewhere};
+use super::client::{Client, Consumer, LEADER_PATIENCE, blocking, drop_elsewhere};
 use super::error;
 use super::partition::{Partition, Progress};
 use crate::blocking::AbandonOnDrop;
@@ -124,6 +124,8 @@ impl Assigned {
             }
         }
         let mut last_progress = Instant::now();
+        // When the brokers were asked why nothing comes.
+        let mut asked = last_progress;
         // Which open partition an idle round waits for.
         let mut turn = 0;
         while !open.is_empty() && !abandoned.load(Ordering::Relaxed) {
@@ -150,6 +152,14 @@ impl Assigned {
             }
             if last_progress.elapsed() > STALL {
                 return Err(self.stalled(&open));
+            }
+            if last_progress.max(asked).elapsed() > LEADER_PATIENCE {
+                let topics: HashSet<&str> =
+                    open.iter().map(|&(place, _)| self.partitions[place].topic.as_str()).collect();
+                if let Some(error) = self.client.without_leader(|topic| topics.contains(topic)) {
+                    return Err(error);
+                }
+                asked = Instant::now();
             }
             turn += 1;
             if let Some(&(place, end)) = open.get(turn % open.len().max(1)) {

@@ -21,7 +21,7 @@ use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
 use super::checkpoints;
-use super::client::{Client, Context, blocking, drop_elsewhere};
+use super::client::{Client, Context, LEADER_PATIENCE, blocking, drop_elsewhere};
 use super::control::{PARTITION, schema_key};
 use super::error;
 use super::topics::{MAX_RECORD_BYTES, Purpose, Topics, is_data};
@@ -130,7 +130,7 @@ impl Lost {
         let error = Error::human(
             "a topic of Lakeward's was deleted, or cut off at its end, behind its back: what the lake had not read of it is \
              gone, and the lake would take new records for ones that it holds. Bring the topic back, or begin the source \
-             anew (docs/log.md, When something is lost)",
+             anew (docs/log.md, Beginning a source anew)",
         )
         .with("topic", topic);
         match self {
@@ -250,6 +250,9 @@ impl State {
         );
         let producer = Producer::from_config_and_context(&properties, Deliveries::default())
             .map_err(|e| error::creation(e, &client.config))?;
+        // An older writer's transaction that touched a partition without a leader cannot be ended, and would be waited for in
+        // silence.
+        client.topics(&format!("{source}."))?;
         if let Err(error) = producer.init_transactions(INIT_TIMEOUT) {
             producer.poll(Duration::ZERO);
             let mut doing = client.doing("fencing older writers");
@@ -428,14 +431,29 @@ impl State {
 
     /// Waits until everything sent is delivered. rdkafka's own `flush` looks every 100 ms only.
     fn flush(&self, what: &str, deadline: Instant) -> Result<()> {
-        while self.producer.in_flight_count() > 0 {
+        let (mut in_flight, mut moved) = (self.producer.in_flight_count(), Instant::now());
+        while in_flight > 0 {
             self.serve();
             self.check_deliveries(what)?;
+            let now_in_flight = self.producer.in_flight_count();
+            if now_in_flight != in_flight {
+                (in_flight, moved) = (now_in_flight, Instant::now());
+            } else if moved.elapsed() > LEADER_PATIENCE {
+                // The client waits for a leader as for a slow broker, and says nothing.
+                if let Some(error) = self.client.without_leader(|topic| self.is_ours(topic)) {
+                    return Err(error);
+                }
+                moved = Instant::now();
+            }
             if Instant::now() > deadline {
                 return Err(self.failed(KafkaError::MessageProduction(Code::MessageTimedOut), what));
             }
         }
         self.check_deliveries(what)
+    }
+
+    fn is_ours(&self, topic: &str) -> bool {
+        topic.strip_prefix(&self.source).is_some_and(|rest| rest.starts_with('.'))
     }
 
     fn check_deliveries(&self, what: &str) -> Result<()> {

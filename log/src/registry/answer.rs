@@ -105,7 +105,9 @@ impl<'a> Asked<'a> {
         } else if error.is_timeout() {
             Error::retry("the schema registry does not answer in time")
         } else {
-            Error::retry("the schema registry does not answer: is it running, and is log.registry its address?")
+            Error::retry(
+                "the schema registry does not answer: is it running, and is log.registry its address (https, where it takes TLS only)?",
+            )
         };
         // The URL has no password any more, but it is told without parameters already.
         self.context(ours.source(error.without_url()))
@@ -127,6 +129,23 @@ pub(super) fn is_tls(error: &reqwest::Error) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// How a request went, as its metric tells it.
+pub(super) fn outcome(answer: &Result<Answer, reqwest::Error>) -> &'static str {
+    match answer {
+        Ok(answer) if answer.status.is_success() => "ok",
+        // An id or subject that it does not have; often one that it will have in a moment.
+        Ok(answer) if answer.is_unknown() => "not_found",
+        Ok(answer) if is_passing(answer.status) => "unavailable",
+        Ok(_) => "refused",
+        Err(_) => "no_answer",
+    }
+}
+
+/// Whether the registry cannot answer now, and may later.
+fn is_passing(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error()
 }
 
 /// No record can be read by such a schema.
@@ -210,9 +229,7 @@ impl Answer {
             )),
             (422, 42_201 | 42_202) => Error::bug("the schema registry takes a schema of ours for no schema"),
             (422, _) => Error::human(format!("the schema registry refused, {what}")),
-            (408 | 425 | 429, _) | (500..=599, _) => {
-                Error::retry(format!("the schema registry cannot answer now, {what}"))
-            }
+            _ if is_passing(self.status) => Error::retry(format!("the schema registry cannot answer now, {what}")),
             (300..=399, _) => {
                 let to = self.location.as_deref().and_then(|l| Url::parse(l).ok()).map(|mut url| {
                     url.set_query(None);

@@ -286,6 +286,39 @@ async fn a_connection_that_breaks_is_worth_another_try() {
     assert!(error.action() == Action::Configuration && error.to_string().contains("begin with https"), "{error}");
 }
 
+/// Every request, also one that is made again, is counted by how it went, and timed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_counted_by_their_outcome() {
+    let responder = Responder::start(|request| match request.path.as_str() {
+        "/schemas/ids/1" => ok("{\"schema\":\"\\\"int\\\"\"}"),
+        "/schemas/ids/2" => unknown(),
+        "/schemas/ids/3" => (503, "", String::new()),
+        "/schemas/ids/4" => (401, "", String::new()),
+        // The connection breaks off within the answer.
+        _ => (200, "content-length: 1000", "{\"id\":".into()),
+    });
+    let client = client(&responder.url);
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    tokio::task::spawn_blocking(move || {
+        metrics::with_local_recorder(&recorder, || {
+            // What is known is not asked for again, and so not counted.
+            for id in [1, 1, 2, 3, 4] {
+                let _ = client.schema(id);
+            }
+            let _ = client.register("s", "\"int\"");
+        });
+    })
+    .await
+    .unwrap();
+    let told = handle.render();
+    for (outcome, requests) in [("ok", 1), ("not_found", 3), ("unavailable", 1), ("refused", 1), ("no_answer", 3)] {
+        let line = format!("lakeward_registry_requests_total{{outcome=\"{outcome}\"}} {requests}\n");
+        assert!(told.contains(&line), "no {line} in: {told}");
+    }
+    assert!(told.contains("lakeward_registry_request_seconds_count 9\n"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schemas_without_an_end_are_nobodys() {
     let reference = |subject: &str| json!([{ "name": "n", "subject": subject, "version": 1 }]);

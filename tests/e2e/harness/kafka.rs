@@ -185,6 +185,14 @@ pub fn delete_topic(brokers: &str, topic: &str) {
     }
 }
 
+/// The topics of a source.
+pub fn topics_of(brokers: &str, source: &str) -> Vec<String> {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().unwrap();
+    let metadata = admin.inner().fetch_metadata(None, TIMEOUT).unwrap();
+    let topics = metadata.topics().iter().map(|topic| topic.name().to_owned());
+    topics.filter(|topic| topic.strip_prefix(source).is_some_and(|rest| rest.starts_with('.'))).collect()
+}
+
 /// Deletes all topics of these sources; what cannot be deleted stays.
 pub fn delete_topics(brokers: &str, sources: &[String]) {
     let deleted = || -> Result<(), KafkaError> {

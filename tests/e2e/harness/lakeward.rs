@@ -154,6 +154,7 @@ impl Pipeline {
             names: if self.embedded { Vec::new() } else { self.names },
             catalog: self.catalog,
             started: AtomicU32::new(0),
+            environment: Vec::new(),
         };
         let state_dir = self.place.map(|place| place.join("state").display().to_string());
         lakeward.write_config(&lakeward.config, state_dir.as_deref().unwrap_or("state"), &[]);
@@ -171,6 +172,19 @@ pub struct Lakeward {
     names: Vec<String>,
     catalog: Option<Postgres>,
     started: AtomicU32,
+    /// What its processes get in their environment.
+    environment: Vec<(String, String)>,
+}
+
+/// Asserts how a command ended and what it said, on both outputs; all of that.
+#[track_caller]
+pub fn said(output: &Output, code: i32, words: &[&str]) -> String {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "no `{word}` in: {text}");
+    }
+    text
 }
 
 /// What `lakeward verify` found.
@@ -197,6 +211,11 @@ impl Lakeward {
         self.catalog.as_ref()
     }
 
+    /// Variables of the processes to come.
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) {
+        self.environment = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    }
+
     /// Writes the configuration with some of its text replaced, to be given to [`Lakeward::start_with`].
     pub fn variant(&self, state_dir: &str, replace: &[(&str, &str)]) -> PathBuf {
         let path = self.dir.path().join(format!("lakeward-{}.toml", fresh("")));
@@ -218,6 +237,7 @@ impl Lakeward {
     fn command(&self, config: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lakeward"));
         command.arg("--config").arg(config).args(arguments).env_remove("FAILPOINTS").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -252,6 +272,7 @@ impl Lakeward {
         // Without the trap a write beyond the limit is a signal that kills.
         command.args(["-c", "trap '' XFSZ; ulimit -f \"$0\"; exec \"$@\"", &kib.to_string()]);
         command.arg(ours.get_program()).args(ours.get_args()).env_remove("FAILPOINTS").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.spawn(command, arguments, "")
     }
 

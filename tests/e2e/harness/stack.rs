@@ -1,10 +1,10 @@
 //! The servers: those that every test shares, and stacks of a test's own, whose servers it may kill.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{env, wait_until};
@@ -160,9 +160,14 @@ impl Stack {
         let cluster = meta.lines().find_map(|line| line.strip_prefix("cluster.id=")).unwrap();
         let path = path.display().to_string();
         self.kafka_tool(&["kafka.tools.StorageTool", "format", "-t", cluster, "-c", &path]);
-        let log = self.dir.path().join("log/kafka2.log");
+        self.start_second_broker()
+    }
+
+    /// Starts it again, with the data that it has. Returns when it is in the cluster.
+    pub fn start_second_broker(&self) -> Broker {
+        let (config, log) = (self.dir.path().join("run/kafka2.properties"), self.dir.path().join("log/kafka2.log"));
         let child = self
-            .command(&["kafka-tool", "kafka.Kafka", &path])
+            .command(&["kafka-tool", "kafka.Kafka", &config.display().to_string()])
             .stdin(Stdio::null())
             .stdout(File::create(&log).unwrap())
             .spawn()
@@ -172,6 +177,32 @@ impl Stack {
             std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Kafka Server started"))
         });
         broker
+    }
+
+    /// Moves the only replicas of partitions. Returns when that is asked for; [`Stack::is_moved`] tells when it is done.
+    pub fn move_partitions(&self, topic: &str, partitions: impl IntoIterator<Item = i32>, broker: i32) {
+        let partitions: Vec<_> = partitions
+            .into_iter()
+            .map(|partition| json!({ "topic": topic, "partition": partition, "replicas": [broker] }))
+            .collect();
+        std::fs::write(self.plan(), json!({ "version": 1, "partitions": partitions }).to_string()).unwrap();
+        self.reassign("--execute");
+    }
+
+    /// Whether the partitions of the last [`Stack::move_partitions`] are where they are to be.
+    pub fn is_moved(&self) -> bool {
+        let told = self.reassign("--verify");
+        told.contains("is completed") && !told.contains("still in progress")
+    }
+
+    fn plan(&self) -> PathBuf {
+        self.dir.path().join("plan.json")
+    }
+
+    fn reassign(&self, what: &str) -> String {
+        let (brokers, plan) = (self.servers().kafka, self.plan().display().to_string());
+        let tool = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand";
+        self.kafka_tool(&[tool, "--bootstrap-server", &brokers, "--reassignment-json-file", &plan, what])
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -187,6 +218,7 @@ impl Stack {
             "LAKEWARD_REGISTRY_PORT",
             "LAKEWARD_MONGO_SET",
             "LAKEWARD_KAFKA_SASL",
+            "LAKEWARD_REGISTRY_TLS",
         ] {
             command.env_remove(name);
         }
