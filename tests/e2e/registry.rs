@@ -170,4 +170,9 @@ fn the_embedded_log_holds_avro_records() {
     lake.wait_for_value(&format!("select count(v) from {}.t", users.name), &json!(180));
     lake.verify();
     running.stop();
+    // They are of that codec: another would need no registry.
+    for of in ["key", "value"] {
+        let versions = Servers::get().registry(&format!("/subjects/{}.public.t-{of}/versions", users.name));
+        assert_eq!(versions, json!([1]), "{of}");
+    }
 }
