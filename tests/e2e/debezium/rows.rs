@@ -254,6 +254,26 @@ const DEFAULTS: [&str; 10] = [
     "defaults.u",
 ];
 
+/// What a moment loses in every `time.precision.mode`.
+const MOMENTS_LOST: [Lost<'static>; 13] = [
+    // In UTC, its offset gone; an offset with seconds is null.
+    ("all_types.c_timetz", "*", ALL),
+    ("time_special.ttz", "2", None),
+    ("time_special.ttz", "3", Some("15:58:59.999999+00")),
+    ("time_special.ttz", "13", Some("15:58:59.999999+00")),
+    ("time_special.ttz", "4", Some("06:30:00+00")),
+    ("time_special.ttz", "5", Some("12:05:06.789+00")),
+    ("time_special.ttz", "15", Some("12:05:06.789+00")),
+    // Beyond 64 bits of microseconds: null and a dead letter.
+    ("time_special.ts", "5", None),
+    ("time_special.ts", "15", None),
+    ("time_special.tstz", "5", None),
+    ("time_special.tstz", "15", None),
+    // A snapshot loses BC.
+    ("time_special.d", "3", Some("0044-03-15")),
+    ("time_special.d", "6", Some("4713-01-01")),
+];
+
 /// Schemas in each record, decimals precise, adaptive times: everything that Debezium can say. `own`: what these records lose besides.
 fn as_declared(file: &str, own: &[Lost<'_>]) -> (Lakeward, String) {
     let lake = load(file, "schema = \"shop\"");
@@ -275,22 +295,6 @@ fn as_declared(file: &str, own: &[Lost<'_>]) -> (Lakeward, String) {
         // An interval is a number with months of 30.4375 days.
         ("all_types.c_interval", "*", ALL),
         ("time_special.iv", "*", ALL),
-        // In UTC, its offset gone; an offset with seconds is null.
-        ("all_types.c_timetz", "*", ALL),
-        ("time_special.ttz", "2", None),
-        ("time_special.ttz", "3", Some("15:58:59.999999+00")),
-        ("time_special.ttz", "13", Some("15:58:59.999999+00")),
-        ("time_special.ttz", "4", Some("06:30:00+00")),
-        ("time_special.ttz", "5", Some("12:05:06.789+00")),
-        ("time_special.ttz", "15", Some("12:05:06.789+00")),
-        // Beyond 64 bits of microseconds: null and a dead letter.
-        ("time_special.ts", "5", None),
-        ("time_special.ts", "15", None),
-        ("time_special.tstz", "5", None),
-        ("time_special.tstz", "15", None),
-        // A snapshot loses BC.
-        ("time_special.d", "3", Some("0044-03-15")),
-        ("time_special.d", "6", Some("4713-01-01")),
         // Generated columns are in the snapshot alone.
         ("generated.twice", "*", ALL),
         // Of types that Debezium leaves out unless told otherwise.
@@ -303,6 +307,7 @@ fn as_declared(file: &str, own: &[Lost<'_>]) -> (Lakeward, String) {
         ("unknown_types.c_snapshot", "*", ALL),
     ];
     lost.extend(DEFAULTS.map(|column| (column, "*", ALL)));
+    lost.extend(MOMENTS_LOST);
     lost.extend(own);
     compare(file, Mode::Declared, &lake, &[], &lost);
     lake
@@ -363,41 +368,70 @@ fn records_of_2_1_with_schemas_make_the_sources_tables() {
     assert_letters(&as_declared("2.1/pg-default-schema", &[("toast.u", "3", None)]), &[]);
 }
 
-/// Decimals double, times and timestamps in milliseconds, bytes hexadecimal.
-fn in_other_modes(file: &str, own: &[Lost<'_>]) {
+/// Records with schemas of some columns only, by table.
+fn some_columns(file: &str, mode: Mode, captured: &[(&str, &str)], own: &[Lost<'_>]) {
     let lake = load(file, "schema = \"shop\"\nunavailable_value_placeholder = \"<<unavailable>>\"");
-    let all_types =
-        "c_numeric_10_2|c_numeric|c_money|c_time|c_time3|c_ts|c_ts0|c_interval|c_bytea|c_num_arr|c_hstore|id";
     let mut lost = Vec::new();
     for (table, rows) in source_rows(file) {
-        let known = match table.as_str() {
-            "all_types" => all_types,
-            "toast" => "id|small|t|b|u|h",
-            "num_special" => "id|n|n102",
-            _ => continue,
-        };
+        let (_, known) = captured.iter().find(|(name, _)| *name == table).unwrap();
         for column in rows[0].keys().filter(|column| !known.split('|').any(|known| known == **column)) {
             lost.push((format!("{table}.{column}"), "*".to_owned(), ALL));
         }
     }
     let mut lost: Vec<_> = lost.iter().map(|(path, key, to)| (path.as_str(), key.as_str(), *to)).collect();
     lost.extend(own);
-    compare(file, Mode::Doubles, &lake, &[], &lost);
+    compare(file, mode, &lake, &[], &lost);
+}
+
+/// Decimals double, times and timestamps in milliseconds, bytes hexadecimal.
+fn in_other_modes(file: &str) {
+    let all_types =
+        "c_numeric_10_2|c_numeric|c_money|c_time|c_time3|c_ts|c_ts0|c_interval|c_bytea|c_num_arr|c_hstore|id";
+    let captured = [("all_types", all_types), ("toast", "id|small|t|b|u|h"), ("num_special", "id|n|n102")];
+    some_columns(file, Mode::Doubles, &captured, &[]);
 }
 
 #[test]
 fn other_modes_are_read_as_their_schemas_declare_them() {
-    in_other_modes("pg-other-modes", &[]);
+    in_other_modes("pg-other-modes");
 }
 
 #[test]
 fn other_modes_of_2_7_are_read_as_their_schemas_declare_them() {
-    in_other_modes("2.7/pg-other-modes", &[]);
+    in_other_modes("2.7/pg-other-modes");
 }
 
 #[test]
 fn other_modes_of_2_1_are_read_as_their_schemas_declare_them() {
-    in_other_modes("2.1/pg-other-modes", &[]);
+    in_other_modes("2.1/pg-other-modes");
+}
+
+/// Columns with a moment, of the files that have these alone.
+const MOMENTS: [(&str, &str); 2] = [
+    ("all_types", "id|c_date|c_time|c_time3|c_timetz|c_ts|c_ts0|c_ts3|c_tstz|c_date_arr|c_tstz_arr"),
+    ("time_special", "id|d|ts|tstz|t|ttz|ts3"),
+];
+
+#[test]
+fn moments_are_read_as_iso_8601() {
+    let mut own = vec![
+        // 24:00:00 is no time of Java's.
+        ("time_special.t", "1", Some("00:00:00")),
+        ("time_special.t", "11", Some("00:00:00")),
+    ];
+    own.extend(MOMENTS_LOST);
+    some_columns("pg-isostring", Mode::Declared, &MOMENTS, &own);
+}
+
+#[test]
+fn moments_are_read_in_nanoseconds() {
+    // Beyond the years 1677 to 2262.
+    let rows = ["3", "4", "6", "13"];
+    let mut own: Vec<_> = rows.into_iter().map(|row| ("time_special.ts", row, None)).collect();
+    own.extend(["3", "4"].map(|row| ("time_special.ts3", row, None)));
+    own.push(("time_special.ts3", "13", None));
+    own.extend(MOMENTS_LOST);
+    some_columns("pg-nanoseconds", Mode::Declared, &MOMENTS, &own);
 }
 
 /// What cannot be told without a schema is what the record says, number or text; nothing else is different.

@@ -35,11 +35,13 @@ impl Recorded {
     }
 }
 
-const FILES: [&str; 22] = [
+const FILES: [&str; 24] = [
     "pg-default-schema",
     "pg-noschema-string",
     "pg-unwrapped",
     "pg-other-modes",
+    "pg-isostring",
+    "pg-nanoseconds",
     "mongo-default",
     "mongo-update-description",
     "mongo-pre-image",
@@ -146,11 +148,20 @@ fn all_golden_records_are_read() {
         }
     }
     // Beyond what a 64-bit number of microseconds holds.
-    let of_version = |prefix: &str| {
-        let texts = ["ts -9223372036853775810", "tstz +294276-12-31T23:59:59.999999Z"];
-        texts.map(|text| format!("{prefix}.shop.time_special.{text}"))
-    };
-    assert_eq!(misfits, [of_version("gd"), of_version("gd"), of_version("g27d"), of_version("g27d")].concat());
+    let mut expected = Vec::new();
+    for (prefix, ts) in [
+        ("gd", Some("-9223372036853775810")),
+        ("g37i", Some("+294276-12-31T23:59:59.999999Z")),
+        // Null in the record.
+        ("g37n", None),
+        ("g27d", Some("-9223372036853775810")),
+    ] {
+        for _snapshot_and_stream in 0..2 {
+            expected.extend(ts.map(|ts| format!("{prefix}.shop.time_special.ts {ts}")));
+            expected.push(format!("{prefix}.shop.time_special.tstz +294276-12-31T23:59:59.999999Z"));
+        }
+    }
+    assert_eq!(misfits, expected);
 }
 
 #[test]
@@ -183,9 +194,12 @@ fn a_schema_says_what_columns_are() {
 /// As snapshots and streams of two versions have them, each in its own way.
 #[test]
 fn infinities_are_known() {
-    for (file, topic) in
-        [("pg-default-schema", "gd.shop.time_special"), ("2.7/pg-default-schema", "g27d.shop.time_special")]
-    {
+    for (file, topic) in [
+        ("pg-default-schema", "gd.shop.time_special"),
+        ("pg-isostring", "g37i.shop.time_special"),
+        ("pg-nanoseconds", "g37n.shop.time_special"),
+        ("2.7/pg-default-schema", "g27d.shop.time_special"),
+    ] {
         let batch = &decoded(file)[topic][0];
         let ids = batch.after().column(column(batch, "id")).as_primitive::<Int32Type>();
         let moments = |id: i32| {
@@ -202,12 +216,15 @@ fn infinities_are_known() {
     }
     // What these files do not have: the stream's other date, and `time.precision.mode = connect`.
     for (name, ty, value, infinity) in [
-        ("io.debezium.time.Date", "int32", -2_147_472_691_i64, -i64::from(DATE_INFINITY)),
-        ("org.apache.kafka.connect.data.Date", "int32", -2_147_472_692, i64::from(DATE_INFINITY)),
-        ("org.apache.kafka.connect.data.Timestamp", "int64", 9_223_372_036_825_200, TIMESTAMP_INFINITY),
-        ("org.apache.kafka.connect.data.Timestamp", "int64", -9_223_372_036_832_400, -TIMESTAMP_INFINITY),
-        ("org.apache.kafka.connect.data.Timestamp", "int64", 9_223_372_036_825_200_000, TIMESTAMP_INFINITY),
-        ("io.debezium.time.MicroTimestamp", "int64", -9_223_372_036_832_400_000, -TIMESTAMP_INFINITY),
+        ("io.debezium.time.Date", "int32", "-2147472691", -i64::from(DATE_INFINITY)),
+        ("org.apache.kafka.connect.data.Date", "int32", "-2147472692", i64::from(DATE_INFINITY)),
+        ("io.debezium.time.IsoDate", "string", r#""-5877611-06-22Z""#, -i64::from(DATE_INFINITY)),
+        // PostgreSQL's last day.
+        ("io.debezium.time.IsoDate", "string", r#""+5874897-12-31Z""#, 2_145_042_905),
+        ("org.apache.kafka.connect.data.Timestamp", "int64", "9223372036825200", TIMESTAMP_INFINITY),
+        ("org.apache.kafka.connect.data.Timestamp", "int64", "-9223372036832400", -TIMESTAMP_INFINITY),
+        ("org.apache.kafka.connect.data.Timestamp", "int64", "9223372036825200000", TIMESTAMP_INFINITY),
+        ("io.debezium.time.MicroTimestamp", "int64", "-9223372036832400000", -TIMESTAMP_INFINITY),
     ] {
         let mut decoder = decoder("p.s.t", UNAVAILABLE);
         let field = format!(r#"{{"type":"{ty}","name":"{name}","field":"v"}}"#);

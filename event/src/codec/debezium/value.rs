@@ -4,7 +4,7 @@ use super::form::Form;
 use super::text;
 use crate::codec::json::columns::Column;
 use crate::codec::json::scan::{Parsed, Scanner, append_unescaped, is_number};
-use crate::codec::json::text::{parse_binary, parse_decimal, parse_timestamptz, write_string};
+use crate::codec::json::text::{parse_binary, parse_date, parse_decimal, parse_timestamptz, write_string};
 use crate::types::{DATE_INFINITY, LogicalType, TIMESTAMP_INFINITY};
 
 /// PostgreSQL's first and last day, and its first microsecond: what lies beyond is a value that Debezium broke.
@@ -13,6 +13,9 @@ const FIRST_TIMESTAMP: i64 = -210_866_803_200_000_000;
 /// What `infinity` and `-infinity` become: as a snapshot reads them, as the stream does, and as that of Debezium 2 does.
 const DATE_INFINITIES: [i64; 3] = [-622_191_234, 2_146_033_979, -2_147_472_692];
 const DATE_MINUS_INFINITIES: [i64; 2] = [-625_821_272, -2_147_472_691];
+/// The same in ISO 8601.
+const ISO_DATE_INFINITIES: [&[u8]; 2] = [b"+292278994-08-16", b"+5877611-06-21"];
+const ISO_DATE_MINUS_INFINITIES: [&[u8]; 2] = [b"+292269055-12-02", b"-5877611-06-22"];
 /// The JDBC driver's infinities. Debezium 3 hands them on as milliseconds, and says the ends of 64 bits for microseconds; to
 /// Debezium 2 they are microseconds, and milliseconds a thousandth of them.
 const INFINITY: i64 = 9_223_372_036_825_200_000;
@@ -53,8 +56,14 @@ pub(super) fn append(
         Form::IsoDate => {
             string(scanner, scratch)?;
             let day = scratch.text.strip_suffix(b"Z").unwrap_or(&scratch.text);
-            let micros = parse_timestamptz(&[day, &b"T00:00:00Z"[..]].concat());
-            Ok(micros.is_some_and(|micros| column.append_long(micros.div_euclid(86_400_000_000))))
+            let days = if ISO_DATE_INFINITIES.contains(&day) {
+                Some(i64::from(DATE_INFINITY))
+            } else if ISO_DATE_MINUS_INFINITIES.contains(&day) {
+                Some(-i64::from(DATE_INFINITY))
+            } else {
+                parse_date(day).filter(|(days, rest)| rest.is_empty() && DATES.contains(days)).map(|(days, _)| days)
+            };
+            Ok(days.is_some_and(|days| column.append_long(days)))
         }
         Form::Time(per_second) => {
             let value = long(scanner)?;
@@ -89,7 +98,14 @@ pub(super) fn append(
             if !scratch.text.ends_with(b"Z") {
                 scratch.text.push(b'Z');
             }
-            Ok(parse_timestamptz(&scratch.text).is_some_and(|micros| column.append_long(micros)))
+            // The driver's infinities: years of nine digits, which the server has not.
+            let micros = match scratch.text.as_slice() {
+                [sign @ (b'+' | b'-'), year @ ..] if year.iter().position(|b| *b == b'-') == Some(9) => {
+                    Some(if *sign == b'+' { TIMESTAMP_INFINITY } else { -TIMESTAMP_INFINITY })
+                }
+                text => parse_timestamptz(text),
+            };
+            Ok(micros.is_some_and(|micros| column.append_long(micros)))
         }
         Form::Interval => {
             string(scanner, scratch)?;

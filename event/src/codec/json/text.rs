@@ -240,22 +240,11 @@ pub(crate) fn parse_timestamptz(text: &[u8]) -> Option<i64> {
         b"-infinity" => return Some(-TIMESTAMP_INFINITY),
         _ => {}
     }
-    let (sign, text) = match text {
-        [b'-', rest @ ..] => (-1, rest),
-        [b'+', rest @ ..] => (1, rest),
-        _ => (1, text),
-    };
-    let year_digits = text.iter().position(|b| *b == b'-')?;
-    if !(4..=7).contains(&year_digits) {
-        return None;
-    }
-    let (year, rest) = text.split_at(year_digits);
-    let year = sign * number(year)?;
-    // -MM-DDTHH:MM:SS, then perhaps a fraction, then Z
-    let (clock, fraction) = rest.split_at_checked(15)?;
-    let [b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', i1, i2, b':', s1, s2] = clock else { return None };
+    let (days, rest) = parse_date(text)?;
+    // THH:MM:SS, then perhaps a fraction, then Z
+    let (clock, fraction) = rest.split_at_checked(9)?;
+    let [b'T', h1, h2, b':', i1, i2, b':', s1, s2] = clock else { return None };
     let two = |a: &u8, b: &u8| number(&[*a, *b]);
-    let (month, day) = (two(m1, m2)?, two(d1, d2)?);
     let (hour, minute, second) = (two(h1, h2)?, two(i1, i2)?, two(s1, s2)?);
     let micros = match fraction {
         b"Z" => 0,
@@ -267,13 +256,28 @@ pub(crate) fn parse_timestamptz(text: &[u8]) -> Option<i64> {
     if hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let days = days_from_civil(year, month, day);
-    if civil_from_days(days) != (year, month as u32, day as u32) {
-        return None;
-    }
     let clock = ((hour * 60 + minute) * 60 + second) * 1_000_000 + micros;
     // The day of the smallest timestamp starts before the range does.
     i64::try_from(i128::from(days) * i128::from(MICROS_PER_DAY) + i128::from(clock)).ok()
+}
+
+/// The days since 1970 of the ISO 8601 date that is next, `-0043-03-15` is of 44 BC; and what follows.
+pub(crate) fn parse_date(text: &[u8]) -> Option<(i64, &[u8])> {
+    let (sign, text) = match text {
+        [b'-', rest @ ..] => (-1, rest),
+        [b'+', rest @ ..] => (1, rest),
+        _ => (1, text),
+    };
+    let year_digits = text.iter().position(|b| *b == b'-')?;
+    if !(4..=7).contains(&year_digits) {
+        return None;
+    }
+    let (year, rest) = text.split_at(year_digits);
+    let (day, rest) = rest.split_at_checked(6)?;
+    let [b'-', m1, m2, b'-', d1, d2] = day else { return None };
+    let (year, month, day) = (sign * number(year)?, number(&[*m1, *m2])?, number(&[*d1, *d2])?);
+    let days = days_from_civil(year, month, day);
+    (civil_from_days(days) == (year, month as u32, day as u32)).then_some((days, rest))
 }
 
 fn number(digits: &[u8]) -> Option<i64> {
