@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Lakeward, Mongo, Pipeline, Postgres, Servers, noise, produce_with_header, python, record_headers,
+    Lakeward, Mongo, Pipeline, Postgres, Servers, noise, produce_with_header, python, record_headers, records_beginning,
 };
 
 /// Every kind of change of both services, and every type: keys that change their partition, values that updates leave out, whole old
@@ -150,6 +150,7 @@ fn a_log_may_change_its_codec() {
     let headers = record_headers(&Servers::get().kafka, &users.name);
     let of = |codec: &str| headers.iter().filter(|(_, header)| header.starts_with(codec)).count();
     assert!(of("arrow,") > 0 && of("avro,") > 200 && headers.len() > of("avro,") + of("arrow,") + 300, "{headers:?}");
+    assert!(records_beginning(&Servers::get().kafka, &users.name, b"{\"schema\":") > 50);
 
     let running = lake.start(&[]);
     lake.wait_for_value(&format!("select count(*) from {}.t where id between 1001 and 1005", users.name), &json!(5));

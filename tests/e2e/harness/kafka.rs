@@ -70,6 +70,15 @@ pub fn record_headers(brokers: &str, source: &str) -> Vec<(String, String)> {
     headers
 }
 
+/// Committed records of a source whose value, whatever its codec, begins so.
+pub fn records_beginning(brokers: &str, source: &str, bytes: &[u8]) -> usize {
+    let mut count = 0;
+    each_record(brokers, source, |message, _| {
+        count += usize::from(message.payload().is_some_and(|value| value.starts_with(bytes)))
+    });
+    count
+}
+
 fn each_record(brokers: &str, source: &str, mut take: impl FnMut(&BorrowedMessage<'_>, &str)) {
     let consumer: BaseConsumer = client(brokers)
         .set("group.id", "nobody")

@@ -24,7 +24,7 @@ use rand::Rng;
 pub use disk::Disk;
 pub use kafka::{
     Foreign, Record, add_partitions, create_topics, delete_topic, delete_topics, produce, produce_foreign,
-    produce_with_header, record_headers, set_topic, stream_records, topics_of,
+    produce_with_header, record_headers, records_beginning, set_topic, stream_records, topics_of,
 };
 pub use lakeward::{Lakeward, Pipeline, Process, said};
 pub use load::{mongo_load, mongo_tables, postgres_load, postgres_tables};
