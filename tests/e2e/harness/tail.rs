@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use serde_json::Value;
 
-use super::Lakeward;
+use super::{Lakeward, PATIENCE};
 
 /// A running `lakeward tail`, its lines as they come.
 pub struct Tail {
@@ -30,8 +31,10 @@ impl Tail {
     }
 
     pub fn line(&mut self) -> String {
+        let mut lines = self.lines.take().unwrap();
         let mut line = String::new();
-        self.lines.as_mut().unwrap().read_line(&mut line).unwrap();
+        self.in_time(|| lines.read_line(&mut line)).unwrap();
+        self.lines = Some(lines);
         line.trim_end().to_owned()
     }
 
@@ -42,9 +45,26 @@ impl Tail {
 
     /// Ends by itself, with 0.
     pub fn ends(mut self) -> Vec<String> {
-        let rest = self.lines.take().unwrap().lines().map(Result::unwrap).collect();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        let lines = self.lines.take().unwrap();
+        let rest = self.in_time(|| lines.lines().map(Result::unwrap).collect());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{rest:?}");
         rest
+    }
+
+    /// What waits for lines: they end where none comes within [`PATIENCE`], since `tail` is killed then.
+    fn in_time<T>(&self, read: impl FnOnce() -> T) -> T {
+        let (done, wait) = mpsc::channel::<()>();
+        let pid = self.child.id().to_string();
+        let watchdog = std::thread::spawn(move || {
+            if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("tail {pid} says nothing for {PATIENCE:?}");
+                let _ = Command::new("kill").args(["-KILL", &pid]).status();
+            }
+        });
+        let read = read();
+        drop(done);
+        let _ = watchdog.join();
+        read
     }
 }
 
