@@ -74,7 +74,7 @@ fn a_log_that_is_gone_is_noticed_and_begun_anew() {
     let lake = Pipeline::new().postgres(&users).build();
     lake.catch_up();
     let brokers = Servers::get().kafka;
-    delete_topics(&brokers, &[users.name.clone()]);
+    delete_topics(&brokers, std::slice::from_ref(&users.name));
     wait_until("the topics are gone", || topics_of(&brokers, &users.name).is_empty());
     // A moment after its reader has ended it is not in use any more.
     let drop_slot = || {
