@@ -1,10 +1,10 @@
 """The main job, shown: two services' databases, one join across them, a crash, and the proof that nothing was lost.
 
-users (PostgreSQL: users, orders), inventory (MongoDB: items, reservations) -> Lakeward -> Iceberg -> SQL
+demo_users (PostgreSQL: users, orders), demo_inventory (MongoDB: items, reservations) -> Lakeward -> Iceberg -> SQL
 
 `demo.py BINARY embedded`: log, catalog and tables in a directory. `demo.py BINARY stack`: Kafka, PostgreSQL and MinIO.
 
-Exit status 0 only if every step held; nothing is left running, and the databases of the demo are dropped at the end.
+Exit status 0 only if every step held; nothing is left running, and the databases and topics of the demo are dropped at the end.
 """
 
 import json
@@ -22,15 +22,16 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pymongo
+from confluent_kafka.admin import AdminClient
 
 USERS, ITEMS, ORDERS = 10_000, 2_000, 50_000
 CITIES = ["Lisbon", "Oslo", "Kyoto", "Quito", "Accra", "Perth"]
 CATEGORIES = ["lamps", "chairs", "desks", "shelves", "rugs"]
 JOIN = """
 select i.category, count(distinct u.id) as buyers, count(*) as orders, sum(o.quantity * o.price) as revenue
-from users.orders o
-join users.users u on u.id = o.user_id
-join inventory.items i on i._id = o.item_id
+from demo_users.orders o
+join demo_users.users u on u.id = o.user_id
+join demo_inventory.items i on i._id = o.item_id
 group by i.category order by i.category
 """
 
@@ -150,12 +151,12 @@ name = "demo_{self.tag}"
 state_dir = "{self.dir}/state"
 
 [[source]]
-name = "users"
+name = "demo_users"
 kind = "postgres"
 url = "{self.database_url(self.pg_name)}"
 
 [[source]]
-name = "inventory"
+name = "demo_inventory"
 kind = "mongodb"
 url = "mongodb://{mongo.netloc}/{self.mongo_name}?{mongo.query}"
 include = ["{self.mongo_name}.*"]
@@ -229,6 +230,7 @@ secret_access_key = "lakeward-secret"
         say(f"inventory service: MongoDB, {ITEMS:,} items and 1,000 reservations")
         self.create_inventory_service()
         self.configure()
+        self.delete_topics()
         log = "Kafka, catalog in PostgreSQL, tables on MinIO" if self.form == "stack" else f"a file, like catalog and tables, in {self.dir}/state"
         say(f"the log is {log}")
         say("lakeward check")
@@ -254,6 +256,24 @@ secret_access_key = "lakeward-secret"
             raise Failed(f"verify ended with {done.returncode}: {done.stderr.strip()}")
         say(f"no difference after {self.changes:,} changes and a kill -9")
 
+    def delete_topics(self):
+        """Those of our sources, also of a demo that was killed: a source that has a log goes on with it."""
+        if self.form != "stack":
+            return
+        admin = AdminClient({"bootstrap.servers": os.environ["LAKEWARD_TEST_KAFKA"]})
+
+        def ours():
+            return [topic for topic in admin.list_topics(timeout=30).topics if topic.startswith(("demo_users.", "demo_inventory."))]
+
+        topics = ours()
+        for deleted in (admin.delete_topics(topics, operation_timeout=30) if topics else {}).values():
+            deleted.result()
+        deadline = time.monotonic() + 30
+        while ours():
+            if time.monotonic() > deadline:
+                raise Failed(f"Kafka does not delete {', '.join(ours())}")
+            time.sleep(0.1)
+
     def clean_up(self):
         self.writing.clear()
         for writer in self.writers:
@@ -273,6 +293,7 @@ secret_access_key = "lakeward-secret"
             for name in (self.pg_name, self.lake_name):
                 admin.execute(f"drop database if exists {name} with (force)")
         pymongo.MongoClient(self.mongo_url).drop_database(self.mongo_name)
+        self.delete_topics()
 
 
 def main():
