@@ -19,7 +19,7 @@ use crate::check::now;
 use crate::verify::moment;
 
 /// What has not answered by then is shown as away.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Everything at one look. Times are microseconds since 1970, ages microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

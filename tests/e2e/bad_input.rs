@@ -1,25 +1,11 @@
 //! What users get wrong, and what comes in broken: a clear message, the right exit code, and nothing lost.
 
-use std::process::Output;
-
 use mongodb::bson::doc;
 use serde_json::json;
 
 use crate::harness::{
-    Lakeward, Mongo, Pipeline, Postgres, Servers, Stack, fresh, poll, produce, stream_records, wait_until,
+    Lakeward, Mongo, Pipeline, Postgres, Servers, Stack, fresh, poll, produce, said, stream_records, wait_until,
 };
-
-/// Ended with this code, and said each of these words.
-#[track_caller]
-fn said(output: &Output, code: i32, words: &[&str]) {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    for word in words {
-        assert!(text.contains(word), "no `{word}` in: {text}");
-    }
-    assert!(!text.contains("lakeward-secret") && !text.contains("wrong-password"), "a secret is shown: {text}");
-    assert!(!text.contains("panicked"), "{text}");
-}
 
 fn pipeline() -> (Postgres, Lakeward) {
     let users = Postgres::new(

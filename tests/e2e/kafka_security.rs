@@ -1,19 +1,11 @@
 //! A Kafka that wants TLS and a password: the whole path through it by each mechanism, and what is told when it refuses.
 
-use std::process::Output;
-
 use serde_json::json;
 
-use crate::harness::{self, Pipeline, Postgres, Stack};
+use crate::harness::{Pipeline, Postgres, Stack, said};
 
 /// Of the stack's user `lakeward`.
 const PASSWORD: &str = "lakeward-secret";
-
-#[track_caller]
-fn said(output: &Output, code: i32, words: &[&str]) {
-    let text = harness::said(output, code, words);
-    assert!(!text.contains(PASSWORD) && !text.contains("wrong-password"), "a secret is shown: {text}");
-}
 
 #[test]
 fn tls_and_each_mechanism_carry_the_whole_path() {

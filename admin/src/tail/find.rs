@@ -32,9 +32,16 @@ impl Candidate {
 /// The table of this name, of whichever source.
 pub async fn table(config: &Config, log: &dyn Log, name: &str) -> Result<Found> {
     let mut candidates = Vec::new();
+    let mut in_lake = None;
     for source in &config.sources {
         candidates.extend(match source.kind {
-            SourceKind::Debezium => of_debezium(config, log, source).await?,
+            SourceKind::Debezium => {
+                let known = match &mut in_lake {
+                    Some(known) => known,
+                    None => in_lake.insert(what_the_lake_knows(config).await),
+                };
+                of_debezium(log, source, known).await?
+            }
             SourceKind::Postgres | SourceKind::Mongodb => of_ours(log, source).await?,
         });
     }
@@ -70,28 +77,36 @@ async fn of_ours(log: &dyn Log, source: &SourceConfig) -> Result<Vec<Candidate>>
 
 /// Topics are tables there; the lake knows which ones, and with which columns and key they go on. What it has not yet is called as
 /// its topic is, and told by its records.
-async fn of_debezium(config: &Config, log: &dyn Log, source: &SourceConfig) -> Result<Vec<Candidate>> {
+async fn of_debezium(log: &dyn Log, source: &SourceConfig, known: &mut Known) -> Result<Vec<Candidate>> {
     let bounds = log.foreign_bounds(lakeward_sink::topic_filter(source)?).await?;
-    let mut known = in_the_lake(config, source).await.unwrap_or_else(|error| {
-        tracing::warn!(error = %error, source = source.name, "the lake cannot tell what it knows of the source's tables");
-        BTreeMap::new()
-    });
-    let candidate = |topic: String| match known.remove(&topic) {
+    let candidate = |topic: String| match known.remove(&(source.name.clone(), topic.clone())) {
         Some(known) => Candidate::new(&known.table.clone(), source, topic, Writer::Debezium(Some(known))),
         None => Candidate::new(&lakeward_sink::table_by_name(source, &topic), source, topic, Writer::Debezium(None)),
     };
     Ok(bounds.into_keys().map(candidate).collect())
 }
 
-/// What the lake knows of each topic's table.
-async fn in_the_lake(config: &Config, source: &SourceConfig) -> Result<BTreeMap<String, KnownTable>> {
+/// Tables of the lake by source and topic.
+type Known = BTreeMap<(String, String), KnownTable>;
+
+/// [`in_the_lake`], or nothing where the lake is away: records tell their tables too.
+async fn what_the_lake_knows(config: &Config) -> Known {
+    in_the_lake(config).await.unwrap_or_else(|error| {
+        tracing::warn!(error = %error, "the lake cannot tell what it knows of the tables");
+        Known::new()
+    })
+}
+
+/// What the lake knows of the tables of sources that a Debezium writes.
+async fn in_the_lake(config: &Config) -> Result<Known> {
+    let is_foreign = |name: &str| config.sources.iter().any(|s| s.name == name && s.kind == SourceKind::Debezium);
     let lake = Lake::open(&config.catalog, &config.warehouse).await?;
-    let mut known = BTreeMap::new();
+    let mut known = Known::new();
     for ident in lake.tables().await? {
         let Some(table) = lake.load(&ident).await? else { continue };
-        let Some(id) = lakeward_sink::source_of(&table).filter(|id| id.source == source.name) else { continue };
+        let Some(id) = lakeward_sink::source_of(&table).filter(|id| is_foreign(&id.source)) else { continue };
         if let Some(topic) = lakeward_sink::committed_of(&table)?.offsets.into_keys().next() {
-            known.insert(topic, lakeward_sink::known_table(&id, &table)?);
+            known.insert((id.source.clone(), topic), lakeward_sink::known_table(&id, &table)?);
         }
     }
     Ok(known)

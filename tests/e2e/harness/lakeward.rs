@@ -176,7 +176,10 @@ pub struct Lakeward {
     environment: Vec<(String, String)>,
 }
 
-/// Asserts how a command ended and what it said, on both outputs; all of that.
+/// Passwords of the stack's servers, and the one that tests give instead.
+const SECRETS: [&str; 2] = ["lakeward-secret", "wrong-password"];
+
+/// Asserts how a command ended and what it said, on both outputs, which hold no secret; all of that.
 #[track_caller]
 pub fn said(output: &Output, code: i32, words: &[&str]) -> String {
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -184,6 +187,8 @@ pub fn said(output: &Output, code: i32, words: &[&str]) -> String {
     for word in words {
         assert!(text.contains(word), "no `{word}` in: {text}");
     }
+    assert!(!SECRETS.iter().any(|secret| text.contains(secret)), "a secret is shown: {text}");
+    assert!(!text.contains("panicked"), "{text}");
     text
 }
 
